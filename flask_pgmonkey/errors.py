@@ -1,0 +1,22 @@
+"""The errors of this package. What psycopg raises passes through with its own type."""
+
+from __future__ import annotations
+
+
+class PGMonkeyError(Exception):
+    """The base of every error that this package defines."""
+
+
+class ConfigError(PGMonkeyError, ValueError):
+    """A configuration that cannot be used.
+
+    The message names the file, the dotted key and the remedy, and never shows the value of a
+    secret key.
+    """
+
+
+class EnvInterpolationError(ConfigError):
+    """A ``${VAR}``, ``from_env`` or ``from_file`` reference that cannot be resolved.
+
+    The message names the variable or path and the dotted key, never a value.
+    """
