@@ -1,0 +1,31 @@
+"""PostgreSQL for Flask through psycopg 3."""
+
+from __future__ import annotations
+
+try:
+    import psycopg as psycopg
+except ImportError as error:
+    raise ImportError(
+        f"{error}\n\nflask_pgmonkey needs psycopg with libpq, the PostgreSQL client library."
+        ' Install both with: pip install "flask-pgmonkey[binary]"'
+    ) from error
+
+from .config import load_config, normalize_config, redact_config, resolve_env_vars
+from .database import AsyncDatabase, Database
+from .errors import ConfigError, EnvInterpolationError, PGMonkeyError
+from .extension import PGMonkey
+from .manager import PGConnectionManager
+
+__all__ = [
+    "AsyncDatabase",
+    "ConfigError",
+    "Database",
+    "EnvInterpolationError",
+    "PGConnectionManager",
+    "PGMonkey",
+    "PGMonkeyError",
+    "load_config",
+    "normalize_config",
+    "redact_config",
+    "resolve_env_vars",
+]

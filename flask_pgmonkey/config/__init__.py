@@ -1,0 +1,25 @@
+"""Configs: read, resolved, validated and redacted."""
+
+from __future__ import annotations
+
+from .interpolation import resolve_env_vars
+from .loading import load_config, normalize_config
+from .redaction import REDACTED, is_secret_key, redact_config
+from .settings import Config, PoolSettings, check_config, read_config
+from .validation import CONNECTION_TYPES
+from .written import ConfigSource
+
+__all__ = [
+    "CONNECTION_TYPES",
+    "REDACTED",
+    "Config",
+    "ConfigSource",
+    "PoolSettings",
+    "check_config",
+    "is_secret_key",
+    "load_config",
+    "normalize_config",
+    "read_config",
+    "redact_config",
+    "resolve_env_vars",
+]

@@ -1,0 +1,77 @@
+"""What the libpq in use knows: its keywords, its URIs, and what it makes of a set of options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+
+_DEFAULTS = pq.Conninfo.get_defaults()
+
+#: Every keyword of a connection string (``PQconndefaults``).
+KEYWORDS = frozenset(option.keyword.decode() for option in _DEFAULTS)
+
+#: The keywords that libpq itself marks as passwords.
+PASSWORD_KEYWORDS = frozenset(
+    option.keyword.decode() for option in _DEFAULTS if option.dispchar == b"*"
+)
+
+#: The environment variable that stands in for each keyword, where there is one.
+ENVIRONMENT_VARIABLES = {
+    option.keyword.decode(): option.envvar.decode() for option in _DEFAULTS if option.envvar
+}
+
+#: The values that are compiled into libpq.
+COMPILED_DEFAULTS = {
+    option.keyword.decode(): option.compiled.decode() for option in _DEFAULTS if option.compiled
+}
+
+URI_SCHEMES = ("postgresql://", "postgres://")
+
+# libpq looks at this keyword last of all, so an impossible value for it makes libpq judge all the
+# others and then stop before it connects.
+_LAST_CHECKED = "load_balance_hosts" if "load_balance_hosts" in KEYWORDS else "target_session_attrs"
+_IMPOSSIBLE = "?"
+
+
+def parse_uri(uri: str) -> dict[str, str] | None:
+    """Split a ``postgresql://`` URI into its options, or give None if that cannot be done safely.
+
+    None is also the answer where libpq would cut the URI in the wrong place because of a
+    character that is not percent-encoded, and take a part of the password for a host or a name.
+    """
+    rest = uri.partition("://")[2]
+    credentials, _, server = (
+        rest.partition("@") if "@" in rest.partition("/")[0] else ("", "", rest)
+    )
+    if "?" in credentials or "@" in server.partition("?")[0]:
+        return None
+    try:
+        options = pq.Conninfo.parse(uri.encode())
+    except (psycopg.OperationalError, UnicodeEncodeError):
+        return None
+    return {option.keyword.decode(): option.val.decode() for option in options if option.val}
+
+
+def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Give all options that libpq would connect with, and its objection to them, else ``""``.
+
+    Environment, service file and built-in defaults are included, the password is not. Nothing is
+    connected to and no name is looked up. The options are incomplete if there is an objection.
+    """
+    judged = {**options, "password": _IMPOSSIBLE, _LAST_CHECKED: _IMPOSSIBLE}
+    connection = pq.PGconn.connect_start(make_conninfo("", **judged).encode())
+    try:
+        objection = connection.error_message.decode(errors="replace").strip()
+        effective = {
+            o.keyword.decode(): o.val.decode(errors="replace") for o in connection.info if o.val
+        }
+    finally:
+        connection.finish()
+    effective.pop("password", None)
+    effective.pop(_LAST_CHECKED, None)
+    if _LAST_CHECKED in objection and f'"{_IMPOSSIBLE}"' in objection:
+        objection = ""
+    return effective, objection

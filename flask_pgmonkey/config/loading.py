@@ -1,0 +1,258 @@
+"""Reading config files: YAML to a dictionary, with the file and the line in every error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from .interpolation import KeyPath, References, dotted, looks_like_reference
+from .libpq import URI_SCHEMES, parse_uri
+from .redaction import DEEPEST_NESTING, is_literal_secret_key
+
+logger = logging.getLogger("flask_pgmonkey")
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads a number only where the text is just how Python writes that number.
+
+    Everything else stays the text that stands in the file, so that a password ``0123`` or a
+    version ``1.10`` is not changed on its way. (The C loader crashes on deep nesting.)
+    """
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("merge", r"<<", ["<"]),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"0|-?[1-9][0-9]{0,15}", list("-0123456789")),
+    ("float", r"-?(?:0|[1-9][0-9]{0,7})\.(?:0|[0-9]{0,6}[1-9])", list("-0123456789")),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first
+    )
+
+
+def load_config(
+    path: str | os.PathLike[str], resolve_env: bool = False, allow_sensitive_defaults: bool = False
+) -> dict[str, Any]:
+    """Read a YAML config file into a dictionary.
+
+    Keys and values are not validated here: that happens where the config is used.
+
+    :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file``, whose relative paths
+        are relative to the file's folder; see :func:`resolve_env_vars`.
+    :param allow_sensitive_defaults: permit ``${VAR:-default}`` for secret keys.
+    :raises ConfigError: if the file cannot be read or is not a YAML mapping.
+    :raises EnvInterpolationError: if a reference cannot be resolved.
+    """
+    file = path_of(path)
+    config = normalize_config(read_file(file))
+    if not resolve_env:
+        return config
+    references = References(f"file {file}", file.parent, allow_sensitive_defaults)
+    return references.resolve_mapping(config)
+
+
+def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a config without the outdated ``postgresql:`` key around its sections.
+
+    :raises ConfigError: if that key does not hold a mapping or has other keys beside it.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"A config must be a mapping, not {type(config).__name__}.")
+    if "postgresql" not in config:
+        return dict(config)
+    wrapped = config["postgresql"]
+    if not isinstance(wrapped, Mapping) or len(config) > 1:
+        raise ConfigError(
+            "The outdated key postgresql must hold all sections of the config; "
+            "remove it and move its sections to the top level."
+        )
+    warnings.warn(
+        "The key postgresql around a config is deprecated; move its sections to the top level.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return dict(wrapped)
+
+
+def read_file(file: Path) -> dict[str, Any]:
+    """Parse *file* and warn about its permissions."""
+    content, mode = _read_bytes(file)
+    config = _parse(_decode(content, file), file)
+    _warn_about_permissions(file, mode, config)
+    return config
+
+
+def _read_bytes(file: Path) -> tuple[bytes, int]:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(), os.fstat(stream.fileno()).st_mode
+    except FileNotFoundError:
+        problem = "does not exist; 'flask pgmonkey create-config' writes one"
+    except IsADirectoryError:
+        problem = "is a folder; give the path of the YAML file in it"
+    except PermissionError:
+        problem = "may not be read by this user; change its owner or its mode"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or type(error).__name__}"
+    except ValueError:
+        problem = "has a name that no file can have"
+    raise ConfigError(f"file {file} {problem}.")
+
+
+def _decode(content: bytes, file: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+    raise ConfigError(f"file {file}, line {line}: not UTF-8 text; save the file as UTF-8.")
+
+
+def _parse(text: str, file: Path) -> dict[str, Any]:
+    config: object = None
+    line = 0
+    try:
+        loader = _Loader(text)
+        if (root := loader.get_single_node()) is not None:
+            _refuse_duplicate_keys(root, file)
+            config = loader.construct_document(root)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
+        # A tag on a value that it does not fit, or nesting beyond all measure.
+        line = 0
+    else:
+        if config is None:
+            raise ConfigError(
+                f"file {file} is empty; 'flask pgmonkey create-config' writes a template."
+            )
+        if not isinstance(config, dict):
+            raise ConfigError(
+                f"file {file}: expected the sections of a config (connection_settings: …), "
+                f"not {type_name(config)}."
+            )
+        return config
+    # PyYAML's own words quote the text, and that may be a password.
+    place = f"file {file}, line {line}" if line else f"file {file}"
+    raise ConfigError(
+        f"{place}: not valid YAML. Indent with spaces, and put quotes around "
+        "values with special characters such as : # % @ & * ! [ {."
+    )
+
+
+def _refuse_duplicate_keys(root: yaml.Node, file: Path) -> None:
+    """Raise if a mapping names a key twice, which YAML forbids and PyYAML lets pass."""
+    pending: list[tuple[yaml.Node, KeyPath]] = [(root, ())]
+    seen: set[int] = set()
+    while pending:
+        node, path = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            pending += ((item, (*path, index)) for index, item in enumerate(node.value))
+        elif isinstance(node, yaml.MappingNode):
+            names = set()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in names:
+                        raise ConfigError(
+                            f"file {file}, line {key.start_mark.line + 1}: "
+                            f"{dotted((*path, key.value))} stands here a second time; remove one."
+                        )
+                    names.add(key.value)
+                pending.append((value, (*path, key.value)))
+
+
+def _warn_about_permissions(file: Path, mode: int, config: Mapping[str, Any]) -> None:
+    if os.name != "posix":
+        return
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        logger.warning(
+            "Others may change the config file %s; run: %s", file, _shell("chmod go-w", file)
+        )
+    if mode & (stat.S_IRGRP | stat.S_IROTH) and any(_literal_secrets(config)):
+        logger.warning(
+            "The config file %s holds a password and others may read it; run: %s",
+            file,
+            _shell("chmod 600", file),
+        )
+
+
+def warn_if_readable(file: Path) -> None:
+    """Warn if others than its owner may read the file of a ``from_file`` reference."""
+    if os.name == "posix" and file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        logger.warning(
+            "Others may read the secret file %s; run: %s", file, _shell("chmod go-r", file)
+        )
+
+
+def _shell(command: str, file: Path) -> str:
+    import shlex
+
+    return f"{command} {shlex.quote(str(file))}"
+
+
+def _literal_secrets(config: object, depth: int = 0) -> Iterator[str]:
+    """Yield the keys that hold a secret itself, not a path or a reference to one."""
+    if not isinstance(config, Mapping) or depth > DEEPEST_NESTING:
+        return
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _literal_secrets(value, depth + 1)
+        elif value in (None, "") or looks_like_reference(value) or not is_literal_secret_key(key):
+            continue
+        elif key == "uri":
+            if "password" in (parse_uri(str(value)) or {}):
+                yield key
+        else:
+            yield str(key)
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """Give *path* as a Path, refusing what is meant as a connection string.
+
+    :raises ConfigError: without quoting it, because it may contain a password.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ConfigError("The path of the config file is empty.")
+    if "://" in text or re.search(r"\b(?:host|dbname|passw\w*)\s*=", text):
+        raise ConfigError(
+            "Expected the path of a YAML file, a mapping or a URI that begins with "
+            f"{URI_SCHEMES[0]}, not another kind of connection string."
+        )
+    return Path(path)
+
+
+def type_name(value: object) -> str:
+    """Say what kind of value *value* is, in the words of a config's author."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "a number"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return f"a value of type {type(value).__name__}"

@@ -1,0 +1,117 @@
+"""Where each value of a config comes from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from .interpolation import KeyPath, dotted, structured_reference
+from .libpq import COMPILED_DEFAULTS, ENVIRONMENT_VARIABLES, effective_options
+from .redaction import redacted_value
+from .settings import Config
+from .validation import uri_options
+
+
+class ShownValue(NamedTuple):
+    """One value of a config as it may be shown.
+
+    :param key: the dotted key.
+    :param value: the value in use, redacted if it is a secret.
+    :param origin: ``file``, ``mapping``, ``URI``, ``environment NAME``, ``file PATH``,
+        ``service NAME``, ``default`` (ours), ``libpq default``, or ``libpq, with service NAME``
+        where libpq does not tell which of the two it was.
+    """
+
+    key: str
+    value: Any
+    origin: str
+
+
+def shown_values(config: Config) -> list[ShownValue]:
+    """Give every value in use, also those that libpq takes from elsewhere, without secrets."""
+    values = (
+        (("connection_type",), config.connection_type, _origin(config, ("connection_type",))),
+        *_connection_values(config),
+        *_pool_values(config, "pool_settings"),
+        *_pool_values(config, "async_pool_settings"),
+        *_server_values(config, "sync_settings"),
+        *_server_values(config, "async_settings"),
+    )
+    return [
+        ShownValue(dotted(path), redacted_value(path[-1], value), origin)
+        for path, value, origin in values
+    ]
+
+
+def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
+    section = "connection_settings"
+    settings = config.written.settings(section)
+    in_uri = uri_options(settings["uri"]) if "uri" in settings else {}
+    for name in ("uri", "autocommit", "prepare_threshold"):
+        if name in settings:
+            yield (section, name), settings[name].value, _origin(config, (section, name))
+    kwargs = config.connect_kwargs()
+    kwargs.pop("prepare_threshold", None)
+    effective, _ = effective_options(kwargs)
+    environment = {
+        keyword: os.environ[variable]
+        for keyword, variable in ENVIRONMENT_VARIABLES.items()
+        if variable in os.environ
+    }
+    in_use = {**COMPILED_DEFAULTS, **environment, **effective, **kwargs}
+    for keyword in sorted(
+        keyword for keyword, value in in_use.items() if value or keyword in kwargs
+    ):
+        path = (section, keyword)
+        if keyword in settings:
+            origin = _origin(config, path)
+        elif keyword in in_uri:
+            origin = "URI"
+        elif keyword in kwargs:
+            origin = "default"
+        elif environment.get(keyword) == in_use[keyword]:
+            origin = f"environment {ENVIRONMENT_VARIABLES[keyword]}"
+        else:
+            origin = _origin_in_libpq(keyword, in_use, kwargs)
+        yield path, in_use[keyword], origin
+
+
+def _origin_in_libpq(keyword: str, in_use: dict[str, Any], kwargs: dict[str, Any]) -> str:
+    if in_use[keyword] == COMPILED_DEFAULTS.get(keyword) or "service" not in in_use:
+        return "libpq default"
+    if "service" not in kwargs:
+        return f"libpq, with service {in_use['service']}"
+    without_service, _ = effective_options({k: v for k, v in kwargs.items() if k != "service"})
+    if without_service.get(keyword) == in_use[keyword]:
+        return "libpq default"
+    return f"service {in_use['service']}"
+
+
+def _pool_values(config: Config, section: str) -> Iterator[tuple[KeyPath, Any, str]]:
+    pool = config.pool if section == "pool_settings" else config.async_pool
+    for field in fields(pool):
+        path = (section, field.name)
+        yield path, getattr(pool, field.name), _origin(config, path)
+
+
+def _server_values(config: Config, section: str) -> Iterator[tuple[KeyPath, Any, str]]:
+    settings = config.sync_settings if section == "sync_settings" else config.async_settings
+    for name, value in settings.items():
+        yield (section, name), value, _origin(config, (section, name))
+
+
+def _origin(config: Config, path: KeyPath) -> str:
+    written = config.written
+    value = dict(written.values()).get(path)
+    if value is None:
+        return "default"
+    if written.references is not None and written.is_resolved(value):
+        structured = structured_reference(value)
+        if structured is not None and structured[0] == "from_file":
+            return f"file {written.references.file_path(structured[1], path)}"
+        variables = sorted(written.references.variables(value, path) & os.environ.keys())
+        if variables:
+            return f"environment {', '.join(variables)}"
+    return written.kind

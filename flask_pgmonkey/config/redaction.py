@@ -1,0 +1,78 @@
+"""Which keys hold secrets, and copies of configs without them."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from .libpq import PASSWORD_KEYWORDS
+
+REDACTED = "***REDACTED***"
+
+#: How deep a config may nest. It also ends the walk through a structure that contains itself.
+DEEPEST_NESTING = 100
+
+# These secret keys hold paths, which say little to whoever reads them.
+_SECRET_PATHS = {"sslkeylogfile", "sslkey", "sslcert", "sslrootcert"}
+_SECRET_KEYS = (
+    PASSWORD_KEYWORDS
+    | _SECRET_PATHS
+    | {
+        "password",
+        "scram_client_key",
+        "scram_server_key",
+        "uri",
+    }
+)
+_SECRET_WORDS = ("token", "secret", "credential", "passw")
+
+# A URI with a password, or a connection string with one, under a key that promises neither.
+_WITHIN_TEXT = r"(?i)://[^\s/]*:\S*@|passw\w*\s*="
+
+
+def is_secret_key(key: object) -> bool:
+    """Whether values under *key* are secrets: passwords, keys, certificates, tokens and URIs."""
+    if not isinstance(key, str):
+        return False
+    name = key.lower()
+    return name in _SECRET_KEYS or any(word in name for word in _SECRET_WORDS)
+
+
+def is_literal_secret_key(key: object) -> bool:
+    """Whether values under *key* are secrets themselves rather than the paths of some."""
+    return is_secret_key(key) and str(key).lower() not in _SECRET_PATHS
+
+
+def redact_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a deep copy of *config* in which ``***REDACTED***`` stands for each secret.
+
+    All that a secret key holds is replaced, a mapping or a list as a whole, and so is any text
+    that contains a URI or a connection string with a password. Empty values stay as they are.
+
+    :raises ConfigError: if *config* is not a mapping or nests deeper than 100 levels.
+    """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"A config to redact must be a mapping, not {type(config).__name__}.")
+    return {key: redacted_value(key, value) for key, value in config.items()}
+
+
+def redacted_value(key: object, value: Any, depth: int = 0) -> Any:
+    """Give a copy of *value*, which stands under *key*, without secrets."""
+    if depth > DEEPEST_NESTING:
+        raise ConfigError(f"The config nests deeper than {DEEPEST_NESTING} levels.")
+    if is_secret_key(key) and not _is_empty(value):
+        return REDACTED
+    if isinstance(value, Mapping):
+        return {name: redacted_value(name, item, depth + 1) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [redacted_value(key, item, depth + 1) for item in value]
+    if isinstance(value, str):
+        return REDACTED if re.search(_WITHIN_TEXT, value) else value
+    return copy.deepcopy(value)
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, (str, list, tuple, Mapping)) and not value)

@@ -1,0 +1,322 @@
+"""The validated content of one config, ready for connecting."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from .libpq import ENVIRONMENT_VARIABLES, effective_options
+from .validation import (
+    CONNECTION_TYPES,
+    connection_option,
+    seconds,
+    server_setting,
+    switch,
+    uri_options,
+    whole_number,
+)
+from .written import ConfigSource, WrittenConfig, read_written
+
+#: Seconds that opening a connection may take if neither the config, the environment nor the
+#: service says how many.
+CONNECT_TIMEOUT = "3"
+
+# Keys serve within one process; the salt keeps anyone from guessing passwords out of them.
+_KEY_SALT = os.urandom(32)
+
+_ASYNC_TYPES = ("async", "async_pool")
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """Size and patience of a pool; times are in seconds.
+
+    :param max_size: by default 10, or ``min_size`` if that is larger.
+    :param max_waiting: how many may wait for a connection; 0 is any number.
+    :param check_on_checkout: ask the server for a sign of life before each borrow.
+    :param reset_on_return: clear settings, locks and temporary tables of each borrower.
+    :param leak_threshold: log a borrow that is held longer; 0 is never.
+    """
+
+    min_size: int = 1
+    max_size: int = 10
+    timeout: float = 5.0
+    max_waiting: int = 0
+    max_lifetime: float = 3600.0
+    max_idle: float = 600.0
+    reconnect_timeout: float = 2.0
+    num_workers: int = 3
+    check_on_checkout: bool = False
+    reset_on_return: bool = False
+    leak_threshold: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Config:
+    """The content of one config, validated. :func:`read_config` makes it.
+
+    :ivar origin: how errors name the place it came from, such as ``file /srv/db.yaml``.
+    :ivar connection_type: ``normal``, ``pool``, ``async`` or ``async_pool``.
+    :ivar pool: settings of the type ``pool``.
+    :ivar async_pool: settings of the type ``async_pool``.
+    :ivar autocommit: whether each statement is a transaction of its own.
+    :ivar key: equal for equal content, wherever it came from, within one process. A secret that
+        is a reference counts as that reference, so its rotation leaves the key as it is.
+    :ivar target: ``user@host:port/dbname`` for logs, with libpq's defaults filled in.
+    :ivar written: what stands in the config, secrets included.
+    """
+
+    origin: str
+    connection_type: str
+    pool: PoolSettings
+    async_pool: PoolSettings
+    autocommit: bool
+    key: str
+    target: str
+    written: WrittenConfig
+    _connect_kwargs: dict[str, Any]
+    _server_settings: dict[str, Mapping[str, str]]
+    _seen_variables: tuple[tuple[str, str | None], ...]
+    _sections_with_references: frozenset[str] = field(default=frozenset())
+
+    def connect_kwargs(self) -> dict[str, Any]:
+        """Give fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
+
+        References are resolved anew, so that a rotated secret serves the next connection.
+
+        :raises EnvInterpolationError: if a reference can no longer be resolved.
+        """
+        if "connection_settings" not in self._sections_with_references:
+            return dict(self._connect_kwargs)
+        kwargs = _connection_settings(self.written).kwargs()
+        if "connect_timeout" in self._connect_kwargs:
+            kwargs.setdefault("connect_timeout", CONNECT_TIMEOUT)
+        return kwargs
+
+    def is_current(self) -> bool:
+        """Whether the environment variables on which :attr:`key` depends are still the same."""
+        return all(os.environ.get(name) == value for name, value in self._seen_variables)
+
+    def pool_settings(self, connection_type: str) -> PoolSettings:
+        """Give the pool section that *connection_type* uses."""
+        return self.async_pool if connection_type in _ASYNC_TYPES else self.pool
+
+    def server_settings(self, connection_type: str) -> Mapping[str, str]:
+        """Give the server settings for *connection_type*, their references resolved anew."""
+        section = "async_settings" if connection_type in _ASYNC_TYPES else "sync_settings"
+        if section in self._sections_with_references:
+            return _server_settings(self.written, section)
+        return self._server_settings[section]
+
+    @property
+    def sync_settings(self) -> Mapping[str, str]:
+        """The server settings of the types ``normal`` and ``pool``."""
+        return self.server_settings("normal")
+
+    @property
+    def async_settings(self) -> Mapping[str, str]:
+        """The server settings of the types ``async`` and ``async_pool``."""
+        return self.server_settings("async")
+
+    def __repr__(self) -> str:
+        return f"<Config {self.target} from {self.origin}>"
+
+
+def read_config(
+    source: ConfigSource,
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    origin: str | None = None,
+) -> Config:
+    """Read and validate a config, and log warnings about files that others may read or change.
+
+    :param source: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
+    :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file``.
+    :param allow_sensitive_defaults: permit ``${VAR:-default}`` for secret keys.
+    :param origin: how errors name the source; by default its path, or what it is.
+    :raises ConfigError: for anything unknown, of the wrong type or contradictory.
+    :raises EnvInterpolationError: if a reference cannot be resolved.
+    """
+    written = read_written(source, resolve_env, allow_sensitive_defaults, origin)
+    config = _validated(written)
+    written.warn()
+    return config
+
+
+def check_config(
+    source: ConfigSource,
+    *,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+    origin: str | None = None,
+) -> None:
+    """Validate a config without resolving its references, whose values are not checked.
+
+    Parameters and errors are those of :func:`read_config`.
+    """
+    written = read_written(source, resolve_env, allow_sensitive_defaults, origin)
+    _validated(written.without_references())
+
+
+class ConnectionSettings(NamedTuple):
+    """The section ``connection_settings``, resolved and checked.
+
+    :param from_uri: the options that ``uri`` gives.
+    :param own: the options that have a key of their own and override those of the URI.
+    """
+
+    from_uri: dict[str, str]
+    own: dict[str, str]
+    autocommit: bool
+    prepare_threshold: int | None
+
+    def options(self) -> dict[str, str]:
+        """Give the options for libpq."""
+        return {**self.from_uri, **self.own}
+
+    def kwargs(self) -> dict[str, Any]:
+        """Give the arguments for psycopg."""
+        kwargs: dict[str, Any] = self.options()
+        if self.prepare_threshold is not None:
+            kwargs["prepare_threshold"] = self.prepare_threshold
+        return kwargs
+
+
+def _validated(written: WrittenConfig) -> Config:
+    seen = tuple((name, os.environ.get(name)) for name in sorted(written.variables()))
+    connection_type = _connection_type(written)
+    pool = _pool_settings(written, "pool_settings")
+    async_pool = _pool_settings(written, "async_pool_settings")
+    server_settings = {
+        section: _server_settings(written, section)
+        for section in ("sync_settings", "async_settings")
+    }
+    connection = _connection_settings(written)
+    effective = _accepted_by_libpq(connection, written)
+    kwargs = connection.kwargs()
+    if "connect_timeout" not in effective:
+        kwargs["connect_timeout"] = CONNECT_TIMEOUT
+    content = (
+        connection_type,
+        connection.autocommit,
+        connection.prepare_threshold,
+        astuple(pool),
+        astuple(async_pool),
+        _identity(written, "connection_settings", connection.own, connection.from_uri),
+        *(_identity(written, section, values) for section, values in server_settings.items()),
+    )
+    return Config(
+        origin=written.origin,
+        connection_type=connection_type,
+        pool=pool,
+        async_pool=async_pool,
+        autocommit=connection.autocommit,
+        key=blake2b(repr(content).encode(), digest_size=16, key=_KEY_SALT).hexdigest(),
+        target=_target(effective),
+        written=written,
+        _connect_kwargs=kwargs,
+        _server_settings=server_settings,
+        _seen_variables=seen,
+        _sections_with_references=frozenset(
+            section for section in written.sections if written.has_references(section)
+        ),
+    )
+
+
+def _identity(
+    written: WrittenConfig,
+    section: str,
+    values: Mapping[str, str],
+    from_uri: Mapping[str, str] = MappingProxyType({}),
+) -> list[tuple[str, Any]]:
+    """Give what makes two sections equal: their values, but references where those are kept."""
+    references = written.kept_references(section)
+    identity: dict[str, Any] = {} if "uri" in references else dict(from_uri)
+    return sorted({**identity, **values, **references}.items())
+
+
+def _connection_type(written: WrittenConfig) -> str:
+    if written.connection_type is None:
+        return "normal"
+    setting = written.connection_type_setting()
+    if setting.value not in CONNECTION_TYPES:
+        raise setting.error(f"one of {', '.join(CONNECTION_TYPES)}")
+    return str(setting.value)
+
+
+def _pool_settings(written: WrittenConfig, section: str) -> PoolSettings:
+    settings = written.settings(section)
+    values: dict[str, Any] = {}
+    for name, setting in settings.items():
+        if name in ("check_on_checkout", "reset_on_return"):
+            values[name] = switch(setting)
+        elif name in ("min_size", "max_waiting"):
+            values[name] = whole_number(setting, least=0)
+        elif name in ("max_size", "num_workers"):
+            values[name] = whole_number(setting, least=1)
+        else:
+            values[name] = seconds(setting, zero=name in ("reconnect_timeout", "leak_threshold"))
+    values.setdefault("max_size", max(PoolSettings.max_size, values.get("min_size", 0)))
+    pool = PoolSettings(**values)
+    if pool.min_size > pool.max_size:
+        raise ConfigError(
+            f"{written.origin}: {section}.min_size must not be larger than {section}.max_size "
+            f"(by default min_size is {PoolSettings.min_size})."
+        )
+    return pool
+
+
+def _server_settings(written: WrittenConfig, section: str) -> Mapping[str, str]:
+    settings = written.settings(section)
+    return MappingProxyType({name: server_setting(s) for name, s in settings.items()})
+
+
+def _connection_settings(written: WrittenConfig) -> ConnectionSettings:
+    settings = written.settings("connection_settings")
+    autocommit = settings.pop("autocommit", None)
+    threshold = settings.pop("prepare_threshold", None)
+    uri = settings.pop("uri", None)
+    return ConnectionSettings(
+        from_uri=uri_options(uri) if uri else {},
+        own={name: connection_option(setting, name) for name, setting in settings.items()},
+        autocommit=switch(autocommit) if autocommit else False,
+        prepare_threshold=whole_number(threshold, least=0) if threshold else None,
+    )
+
+
+def _accepted_by_libpq(connection: ConnectionSettings, written: WrittenConfig) -> dict[str, str]:
+    """Give all options that libpq would connect with.
+
+    :raises ConfigError: with libpq's words, if it refuses them.
+    """
+    options = connection.options()
+    effective, objection = effective_options(options)
+    if not objection:
+        return effective
+    if connection.from_uri or written.has_references("connection_settings"):
+        objection = re.sub(r'".*"', '"…"', objection, flags=re.DOTALL)
+    place = "connection_settings"
+    for keyword in sorted(set(re.findall(r"\w+", objection)) & {*options, *ENVIRONMENT_VARIABLES}):
+        if keyword in options:
+            place = f"connection_settings.{keyword}"
+        elif (variable := ENVIRONMENT_VARIABLES[keyword]) in os.environ:
+            place = f"the environment variable {variable}"
+    raise ConfigError(f"{written.origin}: {place}: {objection}.")
+
+
+def _target(effective: Mapping[str, str]) -> str:
+    hosts = (effective.get("host") or effective.get("hostaddr") or "[local]").split(",")
+    ports = effective.get("port", "").split(",")
+    if len(ports) == 1:
+        ports *= len(hosts)
+    servers = ",".join(
+        f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=True)
+    )
+    return f"{effective.get('user', '')}@{servers}/{effective.get('dbname', '')}"

@@ -1,0 +1,276 @@
+"""Checks of what a config says: its keys, and the type and range of each value."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from .interpolation import KeyPath, dotted
+from .libpq import KEYWORDS, URI_SCHEMES, parse_uri
+from .loading import type_name
+from .redaction import is_secret_key
+
+CONNECTION_TYPES = ("normal", "pool", "async", "async_pool")
+
+POOL_KEYS = (
+    "min_size",
+    "max_size",
+    "timeout",
+    "max_waiting",
+    "max_lifetime",
+    "max_idle",
+    "reconnect_timeout",
+    "num_workers",
+    "check_on_checkout",
+    "reset_on_return",
+    "leak_threshold",
+)
+CONNECTION_KEYS = KEYWORDS | {"autocommit", "prepare_threshold", "uri"}
+SECTIONS = (
+    "connection_settings",
+    "pool_settings",
+    "async_pool_settings",
+    "sync_settings",
+    "async_settings",
+)
+
+_WHOLE_NUMBER_KEYWORDS = frozenset(
+    {
+        "connect_timeout",
+        "keepalives",
+        "keepalives_idle",
+        "keepalives_interval",
+        "keepalives_count",
+        "tcp_user_timeout",
+    }
+)
+# libpq's switches, which it writes as 0 and 1.
+_SWITCH_KEYWORDS = frozenset(
+    {"keepalives", "sslcompression", "sslsni", "gssdelegation", "replication"}
+)
+# Connection keywords that are server settings as well.
+_ALSO_SERVER_SETTINGS = frozenset({"application_name", "client_encoding", "port"})
+_OTHER_NAMES = {
+    "database": "dbname",
+    "db": "dbname",
+    "username": "user",
+    "hostname": "host",
+    "server": "host",
+    "dsn": "uri",
+    "url": "uri",
+    "conninfo": "uri",
+    "pool_size": "max_size",
+}
+_SWITCH_WORDS: dict[str | int, bool] = {
+    **dict.fromkeys(("true", "on", "yes", "1", 1), True),
+    **dict.fromkeys(("false", "off", "no", "0", 0), False),
+}
+_LARGEST_INTEGER = 2**31 - 1
+_SIMPLE_VALUE = r"[\w.+-]{0,30}"
+_SERVER_SETTING_NAME = r"[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)*"
+
+
+def check_keys(config: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any]]:
+    """Give the five sections of *config*, each a dictionary without its empty values.
+
+    :raises ConfigError: for an unknown or misplaced key, or a section that is not a mapping.
+    """
+    for key in config:
+        if key not in SECTIONS and key != "connection_type":
+            raise ConfigError(_unknown_key(origin, (), key))
+    sections = {}
+    for section in SECTIONS:
+        content = config.get(section)
+        if content is not None and not isinstance(content, Mapping):
+            raise ConfigError(
+                f"{origin}: {section} must be a mapping of names and values, "
+                f"not {type_name(content)}."
+            )
+        for key in content or ():
+            if not _belongs(key, section):
+                raise ConfigError(_unknown_key(origin, (section,), key))
+        sections[section] = {k: v for k, v in (content or {}).items() if v is not None}
+    return sections
+
+
+def _belongs(key: object, section: str) -> bool:
+    if section == "connection_settings":
+        return key in CONNECTION_KEYS
+    if section in ("pool_settings", "async_pool_settings"):
+        return key in POOL_KEYS
+    if not isinstance(key, str) or re.fullmatch(_SERVER_SETTING_NAME, key) is None:
+        return False
+    return key not in POOL_KEYS and (key not in CONNECTION_KEYS or key in _ALSO_SERVER_SETTINGS)
+
+
+def _unknown_key(origin: str, section: tuple[str, ...], key: object) -> str:
+    place = f"{origin}: {dotted((*section, key))}"
+    if not isinstance(key, str) or "?" in dotted((key,)):
+        return f"{place}: this key is not a name."
+    for home in SECTIONS[:3]:
+        if _belongs(key, home):
+            return f"{place} does not belong here; move it to {home}."
+    import difflib
+
+    at_home: Collection[str] = ("connection_type", *SECTIONS)
+    if section:
+        at_home = CONNECTION_KEYS if section[0] == "connection_settings" else POOL_KEYS
+    if nearest := _OTHER_NAMES.get(key) or next(
+        iter(difflib.get_close_matches(key.lower(), at_home, 1)), None
+    ):
+        return f"{place} is not a known key; did you mean {nearest}?"
+    if section == ("connection_settings",):
+        return f"{place} is not a known key; settings of the server belong in sync_settings."
+    return f"{place} is not a known key; known are {', '.join(at_home)}."
+
+
+class Setting(NamedTuple):
+    """One value to check.
+
+    :param place: origin and dotted key, for errors.
+    :param shown: the value as errors may show it, empty if they may not.
+    """
+
+    place: str
+    value: Any
+    shown: str
+
+    @classmethod
+    def at(cls, origin: str, path: KeyPath, value: Any, hidden: bool) -> Setting:
+        """Describe the value at *path*; *hidden* keeps it out of errors, as secret keys do."""
+        shown = (
+            not hidden
+            and not is_secret_key(path[-1])
+            and isinstance(value, (int, float, str))
+            and not _has_endless_digits(value)
+            and re.fullmatch(_SIMPLE_VALUE, str(value)) is not None
+        )
+        return cls(f"{origin}: {dotted(path)}", value, f", not {value!r}" if shown else "")
+
+    def error(self, expected: str) -> ConfigError:
+        """Say what was expected, and what came if that may be shown."""
+        if isinstance(self.value, (Mapping, list, tuple)) or self.value is None:
+            return ConfigError(f"{self.place} must be {expected}, not {type_name(self.value)}.")
+        return ConfigError(f"{self.place} must be {expected}{self.shown}.")
+
+
+def whole_number(
+    setting: Setting, least: int = -_LARGEST_INTEGER - 1, most: int = _LARGEST_INTEGER
+) -> int:
+    """Read an integer from a number or from digits in quotes."""
+    expected = "a whole number"
+    if least > -_LARGEST_INTEGER - 1:
+        expected += (
+            f" of at least {least}" if most == _LARGEST_INTEGER else f" from {least} to {most}"
+        )
+    value = setting.value
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,10}\s*", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise setting.error(expected)
+    return value
+
+
+def seconds(setting: Setting, zero: bool = False) -> float:
+    """Read a duration; *zero* permits 0."""
+    value = setting.value
+    if isinstance(value, str) and re.fullmatch(
+        r"\s*\+?(?:[0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})\s*", value
+    ):
+        value = float(value)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0 <= value <= threading.TIMEOUT_MAX  # NaN fails every comparison.
+        or (value == 0 and not zero)
+    ):
+        raise setting.error(
+            "a number of seconds, 0 or more" if zero else "a number of seconds above 0"
+        )
+    return float(value)
+
+
+def switch(setting: Setting) -> bool:
+    """Read true or false, also as on/off, yes/no, 1/0 and in quotes."""
+    value = setting.value
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else value
+    if isinstance(word, (str, int)) and word in _SWITCH_WORDS:
+        return _SWITCH_WORDS[word]
+    raise setting.error("true or false")
+
+
+def text(setting: Setting) -> str:
+    """Read text, or a number as its digits."""
+    value = setting.value
+    if isinstance(value, bool):
+        raise ConfigError(f"{setting.place} must be text; put the value in quotes.")
+    if not isinstance(value, (str, int, float)) or _has_endless_digits(value):
+        raise setting.error("text or a number")
+    written = str(value)
+    if "\0" in written:
+        raise ConfigError(f"{setting.place} contains a NUL character, which PostgreSQL refuses.")
+    if not _is_encodable(written):
+        raise ConfigError(f"{setting.place} contains characters that UTF-8 cannot encode.")
+    return written
+
+
+def _has_endless_digits(value: object) -> bool:
+    # Python refuses to write out integers of more than some thousand digits.
+    return isinstance(value, int) and abs(value) > 10**100
+
+
+def _is_encodable(written: str) -> bool:
+    try:
+        written.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def connection_option(setting: Setting, keyword: str) -> str:
+    """Read the value of a libpq keyword as the text that libpq takes."""
+    if keyword in _SWITCH_KEYWORDS and isinstance(setting.value, bool):
+        return str(int(setting.value))
+    if keyword in _WHOLE_NUMBER_KEYWORDS:
+        return str(whole_number(setting))
+    written = text(setting)
+    if keyword == "port":
+        _check_ports(setting, written)
+    elif written.startswith(URI_SCHEMES):
+        raise ConfigError(f"{setting.place} holds a URI; move it to connection_settings.uri.")
+    return written
+
+
+def _check_ports(setting: Setting, ports: str) -> None:
+    for port in filter(None, ports.split(",")):
+        if not re.fullmatch(r"\s*[0-9]{1,5}\s*", port) or not 1 <= int(port) <= 65535:
+            raise setting.error("a port from 1 to 65535, or one for each host with commas between")
+
+
+def uri_options(setting: Setting) -> dict[str, str]:
+    """Split a URI and check its options; no error shows any part of it."""
+    uri = text(setting)
+    if not uri.startswith(URI_SCHEMES):
+        raise ConfigError(f"{setting.place} must begin with {URI_SCHEMES[0]}.")
+    options = parse_uri(uri)
+    if options is None:
+        raise ConfigError(
+            f"{setting.place} is not a valid URI; percent-encode special characters in its user "
+            "name, password and database name (@ as %40, / as %2F, ? as %3F, % as %25)."
+        )
+    for keyword, value in options.items():
+        part = Setting(f"{setting.place}, its part {keyword}", value, "")
+        connection_option(part, keyword)
+    return options
+
+
+def server_setting(setting: Setting) -> str:
+    """Read the value of a server setting as PostgreSQL writes it: true is ``on``."""
+    if isinstance(setting.value, bool):
+        return "on" if setting.value else "off"
+    return text(setting)

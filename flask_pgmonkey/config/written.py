@@ -1,0 +1,175 @@
+"""A config as its author wrote it, with its keys checked and its references unresolved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError
+from .interpolation import (
+    KeyPath,
+    References,
+    dotted,
+    is_reference,
+    looks_like_reference,
+    structured_reference,
+)
+from .libpq import URI_SCHEMES
+from .loading import logger, normalize_config, path_of, read_file, type_name, warn_if_readable
+from .redaction import is_secret_key
+from .validation import Setting, check_keys
+
+ConfigSource = str | os.PathLike[str] | Mapping[str, Any]
+
+
+class WrittenConfig(NamedTuple):
+    """What stands in a config, and how to resolve its references.
+
+    :param kind: ``file``, ``mapping`` or ``URI``.
+    :param sections: the five sections, without empty values.
+    :param references: None where ``resolve_env`` is off.
+    """
+
+    origin: str
+    kind: str
+    connection_type: Any
+    sections: dict[str, dict[str, Any]]
+    references: References | None
+
+    def settings(self, section: str) -> dict[str, Setting]:
+        """Give the values of *section*, resolved and ready to be checked.
+
+        :raises EnvInterpolationError: if a reference cannot be resolved.
+        """
+        return {
+            name: Setting.at(
+                self.origin,
+                (section, name),
+                self._resolved(value, (section, name)),
+                hidden=self.is_resolved(value),
+            )
+            for name, value in self.sections[section].items()
+        }
+
+    def connection_type_setting(self) -> Setting:
+        """Give the connection type, resolved and ready to be checked."""
+        path = ("connection_type",)
+        value = self.connection_type
+        return Setting.at(
+            self.origin, path, self._resolved(value, path), hidden=self.is_resolved(value)
+        )
+
+    def is_resolved(self, value: object) -> bool:
+        """Whether *value* is a reference that is resolved before use."""
+        return self.references is not None and is_reference(value)
+
+    def has_references(self, section: str) -> bool:
+        """Whether any value of *section* is a reference that is resolved before use."""
+        return any(self.is_resolved(value) for value in self.sections[section].values())
+
+    def kept_references(self, section: str) -> dict[str, tuple[str, str]]:
+        """Identify the references of *section* whose content may change while the config stays.
+
+        Those are the references of secret keys, and files.
+        """
+        kept = {}
+        for name, value in self.sections[section].items():
+            if self.references is None or not is_reference(value):
+                continue
+            structured = structured_reference(value)
+            if structured is not None and structured[0] == "from_file":
+                file = self.references.file_path(structured[1], (section, name))
+                kept[name] = ("from_file", str(file.absolute()))
+            elif is_secret_key(name):
+                kept[name] = ("reference", repr(value))
+        return kept
+
+    def variables(self) -> set[str]:
+        """Name the environment variables on which more depends than the value of a secret."""
+        if self.references is None:
+            return set()
+        names = set()
+        for path, value in self.values():
+            structured = structured_reference(value)
+            if structured is not None and structured[0] == "from_file":
+                names |= self.references.variables(structured[1], (*path, "from_file"))
+            elif not is_secret_key(path[-1]):
+                names |= self.references.variables(value, path)
+        return names
+
+    def values(self) -> Iterator[tuple[KeyPath, Any]]:
+        """Yield the key path and the value of everything written."""
+        if self.connection_type is not None:
+            yield ("connection_type",), self.connection_type
+        for section, content in self.sections.items():
+            for name, value in content.items():
+                yield (section, name), value
+
+    def without_references(self) -> WrittenConfig:
+        """Give what can be checked before the references are resolved.
+
+        :raises EnvInterpolationError: if a reference is malformed or has a forbidden default.
+        """
+        if self.references is None:
+            return self
+        for path, value in self.values():
+            self.references.check(value, path)
+        return self._replace(
+            connection_type=None if is_reference(self.connection_type) else self.connection_type,
+            sections={
+                section: {name: value for name, value in content.items() if not is_reference(value)}
+                for section, content in self.sections.items()
+            },
+        )
+
+    def warn(self) -> None:
+        """Log secret files that others may read, and what looks like a reference but is none."""
+        for path, value in self.values():
+            if self.references is None:
+                if looks_like_reference(value):
+                    logger.warning(
+                        "%s: %s looks like a reference to an environment variable and is used as "
+                        "it is, because resolve_env is off.",
+                        self.origin,
+                        dotted(path),
+                    )
+                continue
+            structured = structured_reference(value)
+            if structured is not None and structured[0] == "from_file":
+                warn_if_readable(self.references.file_path(structured[1], path))
+
+    def _resolved(self, value: Any, path: KeyPath) -> Any:
+        if self.references is not None:
+            return self.references.resolve(value, path)
+        if structured_reference(value) is not None:
+            raise ConfigError(
+                f"{self.origin}: {dotted(path)} is a reference; switch on resolve_env "
+                "(PGMONKEY_RESOLVE_ENV, --resolve-env) to resolve it."
+            )
+        return value
+
+
+def read_written(
+    source: ConfigSource, resolve_env: bool, allow_sensitive_defaults: bool, origin: str | None
+) -> WrittenConfig:
+    """Read *source* and check its keys; see :func:`read_config` for the parameters."""
+    folder = Path()
+    if isinstance(source, Mapping):
+        kind, content = "mapping", normalize_config(source)
+    elif isinstance(source, str) and source.startswith(URI_SCHEMES):
+        kind, content = "URI", {"connection_settings": {"uri": source}}
+    elif isinstance(source, (str, os.PathLike)):
+        file = path_of(source)
+        kind, content, folder = "file", normalize_config(read_file(file)), file.parent
+        origin = f"{origin}, file {file}" if origin else f"file {file}"
+    else:
+        raise ConfigError(
+            f"{origin or 'The config'} must be the path of a YAML file, a mapping or a "
+            f"{URI_SCHEMES[0]} URI, not {type_name(source)}."
+        )
+    origin = origin or f"the {kind}"
+    references = References(origin, folder, allow_sensitive_defaults) if resolve_env else None
+    sections = check_keys(content, origin)
+    return WrittenConfig(origin, kind, content.get("connection_type"), sections, references)

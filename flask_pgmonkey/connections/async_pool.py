@@ -1,0 +1,405 @@
+"""The ``async_pool`` connection type: tasks of one loop share a pool. The twin of ``pool.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from time import monotonic
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from ..config import Config
+from .blocks import Blocks
+from .failures import copy_for_waiter
+from .lending import Lending
+from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping_async
+from .loops import end_with_running_loop, release_from_loop, require_own_loop
+from .opening import AsyncServerConnection, Configure
+from .psycopg_pools import AsyncConnector, AsyncPool
+from .racing import AsyncRacers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from psycopg.rows import AsyncRowFactory
+
+logger = logging.getLogger("flask_pgmonkey")
+
+_CLOSING_TIMEOUT = 1.0
+
+
+class _ProcessState:
+    """What an async pool object has in one process: after a fork the child starts anew."""
+
+    def __init__(self, lending: Lending) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.pool: AsyncPool | None = None
+        self.lending = lending
+        self.blocks: Blocks[AsyncServerConnection] = Blocks()
+        self.openings: AsyncRacers[AsyncPool] = AsyncRacers()
+        self.leak_watch: asyncio.TimerHandle | None = None
+
+
+class AsyncPoolConnection:
+    """A pool of server connections on one event loop; each ``async with`` block borrows one.
+
+    The block gets a :class:`psycopg.AsyncConnection`; its end commits, or rolls back on an
+    exception. Belongs to the loop that opened it, and closes when that loop ends.
+
+    :param config: which server, which settings.
+    :param configure: called with every new psycopg connection; awaited if it returns an awaitable.
+    :param row_factory: how the connections make rows; tuples without it.
+    :param describe_borrower: names who is borrowing in the log lines of ``leak_threshold``.
+    """
+
+    connection_type = "async_pool"
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        configure: Configure | None = None,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        describe_borrower: Callable[[], str] | None = None,
+    ) -> None:
+        self.config = config
+        self._settings = config.async_pool
+        self._configure = configure
+        self._row_factory = row_factory
+        self._describe_borrower = describe_borrower
+        self._successor: AsyncPoolConnection | None = None
+        self._states: dict[int, _ProcessState] = {}
+
+    def __repr__(self) -> str:
+        state = self._state()
+        if state.pool is None:
+            return f"<AsyncPoolConnection {self.config.target} closed>"
+        return (
+            f"<AsyncPoolConnection {self.config.target} open,"
+            f" {len(state.lending)} of at most {self._settings.max_size} borrowed>"
+        )
+
+    # Opening and closing
+
+    async def connect(self) -> None:
+        """Open the pool, with one real connection first; does nothing where it is open.
+
+        :raises psycopg.OperationalError: at once, with the server's words, where that fails.
+        :raises RuntimeError: on another loop than the object's own.
+        """
+        await self._open_pool(self._state_on_own_loop())
+
+    async def disconnect(self) -> None:
+        """Close the pool. Borrowed connections close when they come back; the next block opens
+        the pool again."""
+        await self.close_on_loop(monotonic() + _CLOSING_TIMEOUT)
+
+    async def retire(self, successor: AsyncPoolConnection) -> None:
+        """Lend no more: *successor* serves who waits here now and who comes later."""
+        self._successor = successor
+        await self.disconnect()
+
+    async def close_on_loop(self, deadline: float) -> None:
+        """Close; tasks of the pool have until *deadline* (by ``time.monotonic``) to end."""
+        state = self._state_on_own_loop()
+        pool, state.pool = state.pool, None
+        if pool is None or state.loop is None:
+            return
+        if state.leak_watch is not None:
+            state.leak_watch.cancel()
+        await pool.close_by(deadline)
+        release_from_loop(self, state.loop)
+
+    def finish(self) -> None:
+        """Close where no loop runs any more that could do it."""
+        state = self._state()
+        pool, state.pool = state.pool, None
+        if pool is not None:
+            pool.finish()
+        for conn in state.lending.all_borrowed():
+            conn.pgconn.finish()
+
+    def _state(self) -> _ProcessState:
+        try:
+            return self._states[os.getpid()]
+        except KeyError:
+            lending = Lending(self.config.target, self._settings, self._describe_borrower)
+            return self._states.setdefault(os.getpid(), _ProcessState(lending))
+
+    def _state_on_own_loop(self) -> _ProcessState:
+        state = self._state()
+        state.loop = require_own_loop(state.loop, self)
+        return state
+
+    async def _open_pool(self, state: _ProcessState) -> AsyncPool:
+        return state.pool or await state.openings.run("pool", lambda: self._open_new_pool(state))
+
+    async def _open_new_pool(self, state: _ProcessState) -> AsyncPool:
+        if state.pool is not None:
+            return state.pool
+        connector = AsyncConnector(self._open_connection, self._settings.reconnect_timeout)
+        first = await self._open_connection()
+        if self._settings.min_size:
+            connector.opened_ahead.append(first)
+        else:
+            await first.close()
+        pool = AsyncPool(connector, self._settings, self.config.target)
+        await pool.open()
+        state.pool = pool
+        end_with_running_loop(self)
+        if self._settings.leak_threshold:
+            self._watch_leaks(state)
+        return pool
+
+    def _open_connection(self) -> Awaitable[AsyncServerConnection]:
+        return AsyncServerConnection.open(
+            self.config, self.config.async_settings, self._configure, self._row_factory
+        )
+
+    def _watch_leaks(self, state: _ProcessState) -> None:
+        """Look for leaks now and every half ``leak_threshold`` from now on."""
+        state.lending.log_leaks()
+        loop = asyncio.get_running_loop()
+        state.leak_watch = loop.call_later(
+            self._settings.leak_threshold / 2, self._watch_leaks, state
+        )
+
+    # Borrowing and releasing
+
+    async def borrow(self, timeout: float | None = None) -> AsyncServerConnection:
+        """A live psycopg connection that is the caller's until :meth:`release`.
+
+        Prefer a block, or :meth:`connection`: what is borrowed here must be released.
+
+        :param timeout: seconds to wait at most; the config's ``timeout`` without it.
+        :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
+        :raises psycopg.OperationalError: the server's error where none can be opened.
+        :raises RuntimeError: on another loop than the object's own.
+        """
+        if self._successor is not None:
+            return await self._successor.borrow(timeout)
+        if timeout is None:
+            timeout = self._settings.timeout
+        start = monotonic()
+        deadline = start + timeout
+        state = self._state_on_own_loop()
+        pool = state.pool or await self._open_pool(state)
+        while True:
+            try:
+                conn = await pool.take(deadline)
+            except PoolClosed:
+                if self._successor is None:
+                    raise
+                return await self._successor.borrow(deadline - monotonic())
+            except PoolTimeout:
+                raise self._explain_timeout(state, pool, start, timeout) from None
+            try:
+                pulse = await self._feel_pulse(conn, deadline)
+                if pulse is Pulse.ALIVE:
+                    state.lending.lend(conn, self, pool)
+                    return conn
+            except BaseException:
+                await pool.discard(conn)
+                raise
+            await pool.discard(conn)
+            if pulse is Pulse.SILENT or state.lending.idle_rest_must_go(conn.ledger):
+                await pool.discard_idle()
+
+    async def release(self, conn: psycopg.AsyncConnection[Any]) -> None:
+        """Give back what :meth:`borrow` gave. What is still in a transaction is rolled back; what
+        is busy or dead is closed.
+
+        :raises ValueError: for a connection that is not borrowed.
+        """
+        if not isinstance(conn, AsyncServerConnection) or conn.ledger.owner is None:
+            raise ValueError(f"{conn!r} was not borrowed from a pool of flask_pgmonkey")
+        ledger = conn.ledger
+        if not ledger.lending.take_back(conn):
+            if ledger.owner._was_borrowed_before_fork(conn):
+                return
+            raise ValueError(f"{conn!r} was given back already")
+        pool: AsyncPool = ledger.pool
+        try:
+            await ledger.owner._tidy(conn)
+        except psycopg.Error as error:
+            logger.warning("Closing a connection to %s: %s", self.config.target, error)
+            await conn.close()
+        except BaseException:
+            await conn.close()
+            raise
+        finally:
+            ledger.released_at = monotonic()
+            if conn.closed:
+                await pool.discard(conn)
+            else:
+                await pool.putconn(conn)
+
+    async def _tidy(self, conn: AsyncServerConnection) -> None:
+        status = conn.pgconn.transaction_status
+        if status == TransactionStatus.ACTIVE:
+            await conn.close()
+        elif status != TransactionStatus.IDLE and not conn.closed:
+            await conn.rollback()
+        if conn.closed:
+            return
+        await conn.put_back_attributes()
+        if self._settings.reset_on_return:
+            await conn.reset_session(self.config.async_settings)
+
+    async def _feel_pulse(self, conn: AsyncServerConnection, deadline: float) -> Pulse:
+        ledger = conn.ledger
+        if not is_connected(conn.pgconn) or ledger.shutdown_sqlstate:
+            return Pulse.DEAD
+        now = monotonic()
+        if self._settings.check_on_checkout or now - ledger.released_at > IDLE_BEFORE_PING:
+            return await ping_async(conn.pgconn, min(PING_TIMEOUT, deadline - now))
+        return Pulse.ALIVE
+
+    def _explain_timeout(
+        self, state: _ProcessState, pool: AsyncPool, start: float, timeout: float
+    ) -> Exception:
+        failure = pool.connector.failure.since(start)
+        if failure is not None and not len(state.lending):
+            return copy_for_waiter(failure)
+        exhausted = state.lending.exhausted(timeout, pool.get_stats())
+        exhausted.__cause__ = failure
+        return exhausted
+
+    def _was_borrowed_before_fork(self, conn: AsyncServerConnection) -> bool:
+        return conn.ledger.lending is not self._state().lending
+
+    # Blocks
+
+    def __aenter__(self) -> Awaitable[psycopg.AsyncConnection[Any]]:
+        # Not a coroutine function: here the frame of the `async with` is still the caller.
+        return self._enter_block(sys._getframe(1))
+
+    def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> Awaitable[None]:
+        return self._leave_block(sys._getframe(1), exc_type is not None)
+
+    async def _enter_block(self, frame: FrameType) -> psycopg.AsyncConnection[Any]:
+        conn = await self.borrow()
+        self._state().blocks.enter(frame, conn)
+        return conn
+
+    async def _leave_block(self, frame: FrameType, failed: bool) -> None:
+        conn = self._state().blocks.leave(frame)
+        if conn is not None:
+            await self._end_block(conn, failed)
+        elif not self._is_block_of_parent_process(frame):
+            raise RuntimeError(
+                "this block of the pool was not opened here: use pool.connection(), which"
+                " can be entered and left anywhere"
+            )
+
+    def _is_block_of_parent_process(self, frame: FrameType) -> bool:
+        return any(frame in state.blocks for state in list(self._states.values()))
+
+    async def _end_block(self, conn: AsyncServerConnection, failed: bool) -> None:
+        try:
+            if not failed and (conn.broken or not conn.closed):
+                await conn.commit()
+        finally:
+            await self.release(conn)
+
+    def connection(
+        self, timeout: float | None = None
+    ) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
+        """A block of its own as a context manager, for AsyncExitStack and generators.
+
+        :param timeout: as for :meth:`borrow`.
+        """
+        return self._block(sys._getframe(1), timeout)
+
+    def transaction(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
+        """A transaction on the current block's connection, nested a savepoint; outside a block it
+        is a block. Gives the psycopg connection."""
+        frame = sys._getframe(1)
+        return self._transaction(frame, self._current(frame))
+
+    def cursor(
+        self, *args: Any, **kwargs: Any
+    ) -> AbstractAsyncContextManager[psycopg.AsyncCursor[Any]]:
+        """A cursor on the current block's connection; outside a block, ``async with
+        pool.cursor() as cur:`` is a block. Takes what :meth:`psycopg.AsyncConnection.cursor`
+        takes."""
+        frame = sys._getframe(1)
+        conn = self._current(frame)
+        if conn is not None:
+            return cast("psycopg.AsyncCursor[Any]", conn.cursor(*args, **kwargs))
+        return self._cursor_block(frame, args, kwargs)
+
+    @asynccontextmanager
+    async def _block(
+        self, frame: FrameType, timeout: float | None = None
+    ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        conn = await self.borrow(timeout)
+        blocks = self._state().blocks
+        blocks.enter(frame, conn)
+        failed = True
+        try:
+            yield conn
+            failed = False
+        finally:
+            blocks.drop(frame, conn)
+            await self._end_block(conn, failed)
+
+    @asynccontextmanager
+    async def _transaction(
+        self, frame: FrameType, current: AsyncServerConnection | None
+    ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with nullcontext(current) if current is not None else self._block(frame) as conn:
+            async with conn.transaction():
+                yield conn
+
+    @asynccontextmanager
+    async def _cursor_block(
+        self, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> AsyncIterator[psycopg.AsyncCursor[Any]]:
+        async with self._block(frame) as conn, conn.cursor(*args, **kwargs) as cursor:
+            yield cursor
+
+    async def commit(self) -> None:
+        """Commit the current block's transaction; does nothing outside a block."""
+        if (conn := self._current(sys._getframe(1))) is not None:
+            await conn.commit()
+
+    async def rollback(self) -> None:
+        """Roll back the current block's transaction; does nothing outside a block."""
+        if (conn := self._current(sys._getframe(1))) is not None:
+            await conn.rollback()
+
+    def _current(self, frame: FrameType) -> AsyncServerConnection | None:
+        return self._state().blocks.current(frame)
+
+    # Looking at it
+
+    async def test_connection(self) -> None:
+        """Query through one connection, then borrow the smaller of ``min_size + 1`` and
+        ``max_size`` at once.
+
+        :raises psycopg.Error: what went wrong.
+        """
+        async with self.connection() as conn:
+            await conn.execute("SELECT 1", prepare=False)
+        async with AsyncExitStack() as stack:
+            for _ in range(min(self._settings.min_size + 1, self._settings.max_size)):
+                await stack.enter_async_context(self.connection())
+
+    def get_stats(self) -> dict[str, int]:
+        """psycopg_pool's counters (see its documentation); empty while the pool is closed."""
+        pool = self._state().pool
+        return pool.get_stats() if pool is not None else {}

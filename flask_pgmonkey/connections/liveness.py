@@ -1,0 +1,129 @@
+"""Whether a connection that lay idle still has a server at its other end.
+
+The first check looks at the socket and costs no round trip: it finds connections that the server
+closed. The second, the ping, asks the server and finds those whose server, or the network to it,
+went silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import selectors
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg.pq import ConnStatus, TransactionStatus
+
+try:
+    from select import POLLIN, poll
+except ImportError:  # Windows has no poll
+
+    def _is_readable(fd: int) -> bool:
+        from select import select
+
+        return bool(select([fd], [], [], 0)[0])
+else:
+
+    def _is_readable(fd: int) -> bool:
+        # A poll object for each call: one that is shared refuses concurrent use.
+        poller = poll()
+        poller.register(fd, POLLIN)
+        return bool(poller.poll(0))
+
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
+PING_TIMEOUT = 0.5
+"""Seconds a server has to answer a ping."""
+
+IDLE_BEFORE_PING = 1.0
+"""Seconds of idleness after which a connection is pinged before it is lent."""
+
+
+class Pulse(enum.Enum):
+    """What a ping found."""
+
+    ALIVE = enum.auto()
+    DEAD = enum.auto()
+    SILENT = enum.auto()
+
+
+def is_connected(pgconn: PGconn) -> bool:
+    """Whether the socket shows no sign that the server closed it. Costs no round trip.
+
+    Reads whatever the server sent, until quiet: the FATAL notice of a closed connection stands
+    before the end of file.
+    """
+    if pgconn.status != ConnStatus.OK:
+        return False
+    try:
+        fd = pgconn.socket
+        while _is_readable(fd):
+            pgconn.consume_input()
+            pgconn.is_busy()  # parses what came, so that the notice handlers hear of it
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def ping(pgconn: PGconn, timeout: float = PING_TIMEOUT) -> Pulse:
+    """Ask the server for a sign of life: one round trip, at most *timeout* seconds."""
+    deadline = monotonic() + timeout
+    try:
+        if not _send_ping(pgconn):
+            return Pulse.DEAD
+        with selectors.DefaultSelector() as selector:
+            selector.register(pgconn.socket, selectors.EVENT_READ)
+            while not _has_answered(pgconn):
+                if not selector.select(max(0.0, deadline - monotonic())):
+                    return Pulse.SILENT
+                pgconn.consume_input()
+    except psycopg.OperationalError:
+        return Pulse.DEAD
+    return Pulse.ALIVE
+
+
+async def ping_async(pgconn: PGconn, timeout: float = PING_TIMEOUT) -> Pulse:
+    """:func:`ping`, waiting on the running loop."""
+    deadline = monotonic() + timeout
+    try:
+        if not _send_ping(pgconn):
+            return Pulse.DEAD
+        while not _has_answered(pgconn):
+            if not await _wait_readable(pgconn.socket, max(0.0, deadline - monotonic())):
+                return Pulse.SILENT
+            pgconn.consume_input()
+    except psycopg.OperationalError:
+        return Pulse.DEAD
+    return Pulse.ALIVE
+
+
+def _send_ping(pgconn: PGconn) -> bool:
+    """Send the empty query, the cheapest that the server answers."""
+    if pgconn.transaction_status != TransactionStatus.IDLE:
+        return False
+    pgconn.send_query(b"")
+    return pgconn.flush() == 0
+
+
+def _has_answered(pgconn: PGconn) -> bool:
+    while not pgconn.is_busy():
+        if pgconn.get_result() is None:
+            return True
+    return False
+
+
+async def _wait_readable(fd: int, timeout: float) -> bool:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        await asyncio.wait_for(readable.wait(), timeout)
+    except (asyncio.TimeoutError, TimeoutError):
+        return False
+    finally:
+        loop.remove_reader(fd)
+    return True

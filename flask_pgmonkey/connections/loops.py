@@ -1,0 +1,140 @@
+"""Objects that end with their event loop.
+
+A pool that is left open makes ``asyncio.run`` hang: its tasks swallow the cancellation while they
+connect. So each loop that has objects of ours gets one task that waits for its own cancellation,
+which is how ``asyncio.run`` ends a loop, and then closes them. A loop that somebody closed without
+cancelling is found by ``is_closed()``, at the next call or at exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+from time import monotonic
+from typing import Protocol
+
+_CLOSING_TIMEOUT = 2.0
+
+
+class EndsWithLoop(Protocol):
+    """An object that belongs to one event loop."""
+
+    async def close_on_loop(self, deadline: float) -> None:
+        """Close, on the loop, by *deadline* (``time.monotonic``)."""
+
+    def finish(self) -> None:
+        """Close without a loop: drop the sockets."""
+
+
+class _Keeper:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.kept: list[EndsWithLoop] = []
+        self.task = loop.create_task(self._wait_for_the_end(), name="flask_pgmonkey-loop-keeper")
+
+    async def _wait_for_the_end(self) -> None:
+        try:
+            await self.loop.create_future()
+        except asyncio.CancelledError:
+            deadline = monotonic() + _CLOSING_TIMEOUT
+            for kept in list(self.kept):
+                await kept.close_on_loop(deadline)
+            _keepers.pop((os.getpid(), self.loop), None)
+            raise
+
+    def abandon(self) -> None:
+        # The task will never run again; asyncio would complain about that when it is collected.
+        self.task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def require_own_loop(
+    own: asyncio.AbstractEventLoop | None, owner: object
+) -> asyncio.AbstractEventLoop:
+    """The running loop, which becomes the object's own where it has none yet.
+
+    :raises RuntimeError: on another loop than the object's own, or on one that psycopg cannot use.
+    """
+    running = asyncio.get_running_loop()
+    if own is running:
+        return running
+    if own is not None:
+        raise RuntimeError(
+            f"{owner!r} belongs to another event loop. Ask the manager for one on this loop:"
+            " await manager.get_database_connection(...)"
+        )
+    if type(running).__name__ == "ProactorEventLoop":
+        raise RuntimeError(
+            "psycopg cannot use Windows' ProactorEventLoop: run your program with"
+            " asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
+        )
+    return running
+
+
+_keepers: dict[tuple[int, asyncio.AbstractEventLoop], _Keeper] = {}
+
+
+def end_with_running_loop(kept: EndsWithLoop) -> None:
+    """Have *kept* closed when the running loop ends."""
+    finish_closed_loops()
+    loop = asyncio.get_running_loop()
+    key = os.getpid(), loop
+    if key not in _keepers:
+        _keepers[key] = _Keeper(loop)
+    _keepers[key].kept.append(kept)
+
+
+def release_from_loop(kept: EndsWithLoop, loop: asyncio.AbstractEventLoop) -> None:
+    """*kept* is closed: its loop has nothing more to do for it."""
+    keeper = _keepers.get((os.getpid(), loop))
+    if keeper is None or kept not in keeper.kept:
+        return
+    keeper.kept.remove(kept)
+    if not keeper.kept and not keeper.task.done() and keeper.task is not _current_task():
+        del _keepers[os.getpid(), loop]
+        keeper.task.cancel()
+
+
+def finish_closed_loops() -> None:
+    """Close what belongs to loops that were closed without being cancelled."""
+    pid = os.getpid()
+    for key, keeper in list(_keepers.items()):
+        if key[0] == pid and keeper.loop.is_closed():
+            _keepers.pop(key, None)
+            keeper.abandon()
+            for kept in list(keeper.kept):
+                kept.finish()
+
+
+def close_from_outside(
+    kept: EndsWithLoop, loop: asyncio.AbstractEventLoop, deadline: float
+) -> None:
+    """Close an object of another loop: there where it still runs, else without it."""
+    if loop.is_running():
+        closing = asyncio.run_coroutine_threadsafe(kept.close_on_loop(deadline), loop)
+        try:
+            closing.result(max(0.0, deadline - monotonic()))
+        except concurrent.futures.TimeoutError:
+            kept.finish()
+    else:
+        kept.finish()
+
+
+def close_at_exit(deadline: float) -> None:
+    """Close what belongs to any loop of this process."""
+    pid = os.getpid()
+    for key, keeper in list(_keepers.items()):
+        if key[0] != pid:
+            continue
+        for kept in list(keeper.kept):
+            close_from_outside(kept, keeper.loop, deadline)
+        if not keeper.loop.is_running():
+            keeper.abandon()
+            _keepers.pop(key, None)
+
+
+def _current_task() -> asyncio.Task[object] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None

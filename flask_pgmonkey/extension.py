@@ -1,0 +1,566 @@
+"""PGMonkey: the databases of Flask apps, one connection for each app context that queries."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary
+
+import psycopg
+from flask import (
+    Flask,
+    appcontext_pushed,
+    current_app,
+    g,
+    has_app_context,
+    has_request_context,
+    request,
+    request_started,
+)
+from psycopg.pq import TransactionStatus
+
+from .config import Config, ConfigSource, check_config, read_config
+from .connections import Configure, PoolConnection
+from .connections.liveness import is_connected
+from .connections.opening import ServerConnection
+from .database import (
+    IsolationLevel,
+    Queries,
+    Transaction,
+    borrow_in_autocommit,
+    nested_transaction,
+    outermost_transaction,
+)
+from .embedded import start_embedded
+from .errors import ConfigError
+from .manager import PGConnectionManager
+from .streaming import RowStream
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+    from psycopg.rows import RowFactory
+
+logger = logging.getLogger("flask_pgmonkey")
+
+DEFAULT = "default"
+_EMBEDDED = "embedded"
+_ON_G = "_pgmonkey"
+
+
+@dataclass
+class _AppState:
+    """What belongs to one app."""
+
+    manager: PGConnectionManager
+    sources: dict[str, ConfigSource]
+    resolve_env: bool
+    allow_sensitive_defaults: bool
+    postgres_folder: str
+    configs: dict[tuple[int, str], Config] = field(default_factory=dict)
+    reading: threading.Lock = field(default_factory=threading.Lock)
+
+
+class PGMonkey(Queries):
+    """PostgreSQL for Flask apps.
+
+    In an app context the first query borrows a connection from the pool and keeps it on ``g``; the
+    end of the context gives it back. Each query is committed when it returns;
+    :meth:`transaction` groups several.
+
+    :param app: the app to register; or call :meth:`init_app`.
+    :param config: the default of ``PGMONKEY_CONFIG``: the path of a YAML file relative to the
+        app's root path, a mapping, a ``postgresql://`` URI, or ``"embedded"``.
+    :param row_factory: how to make rows; tuples without it.
+    :param configure: called with every new psycopg connection, for type adapters and the like. It
+        must leave no transaction open; for async connections it may return an awaitable.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        config: ConfigSource | None = None,
+        row_factory: RowFactory[Any] | None = None,
+        configure: Configure | None = None,
+    ) -> None:
+        self._config = config
+        self._row_factory = row_factory
+        self._configure = configure
+        self._apps: WeakKeyDictionary[Flask, _AppState] = WeakKeyDictionary()
+        self._binds: dict[str, BoundDatabase] = {}
+        self._default = self._binds[DEFAULT] = BoundDatabase(self, DEFAULT)
+        if app is not None:
+            self.init_app(app)
+
+    def __repr__(self) -> str:
+        names = ", ".join(app.name for app in self._apps)
+        return f"<PGMonkey {names or 'without an app'}>"
+
+    def init_app(self, app: Flask) -> None:
+        """Register an app: read and check its configs, without connecting.
+
+        :raises RuntimeError: where the app has no config, or is registered already.
+        :raises ConfigError: for a config that cannot be used.
+        """
+        if "pgmonkey" in app.extensions:
+            raise RuntimeError(
+                f"the app {app.name!r} has a PGMonkey already: call init_app() once for each app,"
+                " and use PGMONKEY_BINDS for further databases"
+            )
+        resolve_env = bool(app.config.get("PGMONKEY_RESOLVE_ENV", False))
+        allow_defaults = bool(app.config.get("PGMONKEY_ALLOW_SENSITIVE_DEFAULTS", False))
+        sources = dict(self._sources(app))
+        for name, source in sources.items():
+            if source != _EMBEDDED:
+                check_config(
+                    source,
+                    resolve_env=resolve_env,
+                    allow_sensitive_defaults=allow_defaults,
+                    origin=_origin(name, source),
+                )
+        self._apps[app] = _AppState(
+            manager=PGConnectionManager(
+                configure=self._configure,
+                row_factory=self._row_factory,
+                describe_borrower=_describe_context,
+            ),
+            sources=sources,
+            resolve_env=resolve_env,
+            allow_sensitive_defaults=allow_defaults,
+            postgres_folder=os.path.join(app.instance_path, "postgres"),
+        )
+        for name in sources:
+            self._binds.setdefault(name, BoundDatabase(self, name))
+        app.extensions["pgmonkey"] = self
+        app.teardown_request(_roll_back_what_the_request_left)
+        app.teardown_appcontext(_release_what_the_context_holds)
+        appcontext_pushed.connect(_welcome_context_again, app)
+        request_started.connect(_note_request_start, app)
+
+    def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
+        config = app.config.get("PGMONKEY_CONFIG", self._config)
+        if config is None or config == "":
+            raise RuntimeError(
+                f"the app {app.name!r} has no database: set PGMONKEY_CONFIG to the path of a YAML"
+                " file, a mapping, a postgresql:// URI or 'embedded', before PGMonkey(app) or"
+                " init_app(app)"
+            )
+        yield DEFAULT, _located(app, "PGMONKEY_CONFIG", config)
+        binds = app.config.get("PGMONKEY_BINDS") or {}
+        if not isinstance(binds, Mapping):
+            raise ConfigError("PGMONKEY_BINDS: expected a mapping of names to configs")
+        for name, source in binds.items():
+            if name == DEFAULT:
+                raise ConfigError("PGMONKEY_BINDS.default: the default database is PGMONKEY_CONFIG")
+            yield str(name), _located(app, f"PGMONKEY_BINDS.{name}", source)
+
+    # Binds, and what lies under them
+
+    @property
+    def bind_names(self) -> tuple[str, ...]:
+        """The names of the current app's databases, ``default`` first."""
+        return tuple(self._state().sources)
+
+    def bind(self, name: str) -> BoundDatabase:
+        """A further database of ``PGMONKEY_BINDS``, with the same queries.
+
+        May be called outside an app context; that the app has it shows at the first query.
+        """
+        return self._binds.setdefault(name, BoundDatabase(self, name))
+
+    def get_config(self, name: str = DEFAULT) -> Config:
+        """The config of a bind of the current app.
+
+        References are resolved, and the embedded server started, the first time in each process.
+        """
+        state = self._state()
+        key = os.getpid(), name
+        config = state.configs.get(key)
+        if config is None:
+            with state.reading:
+                config = state.configs.get(key) or _read_bind(state, name)
+                state.configs[key] = config
+        return config
+
+    @property
+    def manager(self) -> PGConnectionManager:
+        """The current app's manager."""
+        return self._state().manager
+
+    @property
+    def pool(self) -> PoolConnection:
+        """The pool that the queries borrow from, opened if need be."""
+        return self._default.pool
+
+    def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
+        """The app's connection object of a type, for background work; an awaitable that gives it
+        for async types. See :meth:`PGConnectionManager.get_database_connection`."""
+        return self._default.get_connection(connection_type, force_reload)
+
+    @property
+    def cache_info(self) -> dict[str, Any]:
+        """:attr:`PGConnectionManager.cache_info` of the current app."""
+        return self.manager.cache_info
+
+    def clear_cache(self) -> None:
+        """Close everything that the current app has open; the next query opens it again."""
+        self.manager.clear_cache()
+
+    async def clear_cache_async(self) -> None:
+        """:meth:`clear_cache`, for use on an event loop."""
+        await self.manager.clear_cache_async()
+
+    # The default database's queries
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The app context's psycopg connection, in autocommit outside a transaction."""
+        return self._default.connection
+
+    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
+        """A cursor on :attr:`connection`; takes what :meth:`psycopg.Connection.cursor` takes."""
+        return self._default.cursor(*args, **kwargs)
+
+    @contextmanager
+    def transaction(
+        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+    ) -> Iterator[Transaction]:
+        """A block whose queries are committed together, or rolled back on an exception.
+
+        ``db.fetch_all(…)`` and the others join it in the same app context. Nested, it is a
+        savepoint, which takes no *isolation_level* and no *read_only*.
+        """
+        with self._default.transaction(isolation_level, read_only) as transaction:
+            yield transaction
+
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        batch_size: int = 1000,
+        row_factory: RowFactory[Any] | None = None,
+    ) -> RowStream:
+        """The rows of a result of any size, fetched *batch_size* at a time as they are asked for.
+
+        The query runs at the call. The stream takes over the context's connection and gives it
+        back when it ends, is closed or dropped, which may be after the request: the next query
+        borrows another. Within a transaction the stream lives as long as that.
+        """
+        return self._default.stream(query, params, batch_size=batch_size, row_factory=row_factory)
+
+    def _begin_use(self) -> ServerConnection:
+        return self._default._begin_use()
+
+    def _end_use(self, conn: ServerConnection) -> None:
+        pass
+
+    def _state(self) -> _AppState:
+        if not has_app_context():
+            raise RuntimeError(
+                "there is no app context here: query within a request or a command, or push one"
+                " with: with app.app_context(): …"
+            )
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        try:
+            return self._apps[app]
+        except KeyError:
+            raise RuntimeError(
+                f"the app {app.name!r} is not registered with this PGMonkey: did you forget to"
+                " call db.init_app(app)?"
+            ) from None
+
+
+class BoundDatabase(Queries):
+    """One database of an app: the queries of :class:`PGMonkey` on a bind."""
+
+    def __init__(self, db: PGMonkey, name: str) -> None:
+        self._db = db
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"<BoundDatabase {self._name}>"
+
+    @property
+    def pool(self) -> PoolConnection:
+        """The pool that the queries borrow from, opened if need be."""
+        pool: PoolConnection = self.get_connection("pool")
+        return pool
+
+    def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
+        """As :meth:`PGMonkey.get_connection`."""
+        config = self._db.get_config(self._name)
+        return self._db.manager.connection_for(config, connection_type, force_reload)
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The app context's psycopg connection, in autocommit outside a transaction."""
+        return self._begin_use()
+
+    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
+        """A cursor on :attr:`connection`; takes what :meth:`psycopg.Connection.cursor` takes."""
+        return cast("psycopg.Cursor[Any]", self._begin_use().cursor(*args, **kwargs))
+
+    @contextmanager
+    def transaction(
+        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+    ) -> Iterator[Transaction]:
+        """As :meth:`PGMonkey.transaction`."""
+        held = self._held()
+        conn = held.live_connection()
+        if not held.open_transactions:
+            block = outermost_transaction(conn, isolation_level, read_only)
+        elif isolation_level is None and read_only is None:
+            block = nested_transaction(conn)
+        else:
+            raise psycopg.ProgrammingError(
+                "isolation_level and read_only belong to the outermost transaction()"
+            )
+        opened = _OpenTransaction(block, _current_request())
+        held.open_transactions.append(opened)
+        try:
+            with block as transaction:
+                yield transaction
+        finally:
+            if opened in held.open_transactions:
+                held.open_transactions.remove(opened)
+
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        batch_size: int = 1000,
+        row_factory: RowFactory[Any] | None = None,
+    ) -> RowStream:
+        """As :meth:`PGMonkey.stream`."""
+        held = self._held()
+        conn = held.live_connection()
+        if held.open_transactions:
+            return RowStream(conn, query, params, batch_size, row_factory)
+        held.conn = None
+        return RowStream(conn, query, params, batch_size, row_factory, give_back=_give_back)
+
+    def _begin_use(self) -> ServerConnection:
+        return self._held().live_connection()
+
+    def _end_use(self, conn: ServerConnection) -> None:
+        pass
+
+    def _held(self) -> _Held:
+        try:
+            context: _Context = g._pgmonkey
+        except AttributeError:
+            context = g._pgmonkey = _Context()
+        except RuntimeError:
+            self._db._state()  # says what is missing
+            raise
+        if context.ended:
+            raise RuntimeError(
+                "the request or app context that this code belongs to has ended. Wrap a streaming"
+                " generator in stream_with_context(), or push an app context of its own with:"
+                " with app.app_context(): …"
+            )
+        held = context.held.get(self)
+        if held is None or held.pid != os.getpid():
+            held = context.held[self] = _Held(self)
+        return held
+
+
+class _Context:
+    """What ``g`` holds for us."""
+
+    __slots__ = ("ended", "held")
+
+    def __init__(self) -> None:
+        self.held: dict[BoundDatabase, _Held] = {}
+        self.ended = False
+
+
+class _Held:
+    """The connection of one bind in one app context."""
+
+    __slots__ = (
+        "_borrowing", "_pool", "conn", "open_transactions", "pid", "was_in_transaction",
+    )  # fmt: skip
+
+    def __init__(self, bound: BoundDatabase) -> None:
+        self.pid = os.getpid()
+        self.conn: ServerConnection | None = None
+        self.open_transactions: list[_OpenTransaction] = []
+        self.was_in_transaction = False
+        self._pool = bound.pool
+        self._borrowing = threading.Lock()
+
+    def live_connection(self) -> ServerConnection:
+        """The context's connection; outside a transaction another one in place of a dead one."""
+        conn = self.conn
+        if conn is not None and (
+            self.open_transactions
+            or conn.pgconn.transaction_status in _IN_TRANSACTION
+            or is_connected(conn.pgconn)
+        ):
+            return conn
+        with self._borrowing:
+            if self.conn is conn:
+                if conn is not None:
+                    self._pool.release(conn)
+                    self.conn = None
+                self.conn = borrow_in_autocommit(self._pool)
+            return cast("ServerConnection", self.conn)
+
+    def note_request_start(self) -> None:
+        """A request begins in a context that has a connection: remember what is not its own."""
+        self.was_in_transaction = self.conn is not None and (
+            self.conn.pgconn.transaction_status in _IN_TRANSACTION
+        )
+
+    def roll_back_what_is_open(self, of_request: object = None) -> None:
+        """Roll back transactions that were not ended: all of them, or those of one request."""
+        conn = self.conn
+        if conn is None or self.pid != os.getpid():
+            return
+        leftover = [
+            opened
+            for opened in reversed(self.open_transactions)
+            if of_request is None or opened.request is of_request
+        ]
+        status = conn.pgconn.transaction_status
+        by_hand = status in _IN_TRANSACTION and not self.open_transactions
+        if of_request is not None and self.was_in_transaction:
+            by_hand = False
+        if not (leftover or by_hand or status == TransactionStatus.ACTIVE):
+            return
+        logger.warning(
+            "%s left %s on its connection to %s: it is rolled back. Use 'with db.transaction():'.",
+            _describe_context(),
+            "a query running" if status == TransactionStatus.ACTIVE else "a transaction open",
+            self._pool.config.target,
+        )
+        try:
+            for opened in leftover:
+                self.open_transactions.remove(opened)
+                opened.block.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
+            if by_hand:
+                conn.rollback()
+        except psycopg.Error as error:
+            logger.warning("Closing a connection to %s: %s", self._pool.config.target, error)
+            conn.close()
+
+    def release(self) -> None:
+        """Give the connection back to the pool."""
+        conn, self.conn = self.conn, None
+        if conn is not None and self.pid == os.getpid():
+            self._pool.release(conn)
+
+
+@dataclass(eq=False)
+class _OpenTransaction:
+    block: AbstractContextManager[Transaction]
+    request: object
+
+
+_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+_ENDED = _Context()
+_ENDED.ended = True
+
+
+def _current_request() -> object:
+    return request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+
+
+def _describe_context() -> str:
+    if has_request_context():
+        return f"request {request.method} {request.path} (endpoint {request.endpoint})"
+    return "an app context"
+
+
+def _note_request_start(app: Flask, **extra: Any) -> None:
+    context: _Context | None = g.get(_ON_G)
+    if context is not None:
+        for held in context.held.values():
+            held.note_request_start()
+
+
+def _roll_back_what_the_request_left(exc: BaseException | None) -> None:
+    """In Flask 3.1 a request inside an outer app context shares its ``g``."""
+    context: _Context | None = g.get(_ON_G)
+    if context is None:
+        return
+    try:
+        for held in context.held.values():
+            held.roll_back_what_is_open(of_request=_current_request())
+    except Exception:
+        logger.exception("Could not roll back what %s left open", _describe_context())
+
+
+def _release_what_the_context_holds(exc: BaseException | None) -> None:
+    context: _Context | None = g.get(_ON_G)
+    # Whoever still runs in a copy of this context must not borrow what nobody would give back.
+    g._pgmonkey = _ENDED
+    if context is None:
+        return
+    for held in context.held.values():
+        try:
+            held.roll_back_what_is_open()
+        except Exception:
+            logger.exception("Could not roll back what %s left open", _describe_context())
+        try:
+            held.release()
+        except Exception:
+            logger.exception("Could not release the connection of %s", _describe_context())
+
+
+def _welcome_context_again(app: Flask, **extra: Any) -> None:
+    """A context is pushed again, as ``stream_with_context`` does: it will be torn down again."""
+    if g.get(_ON_G) is _ENDED:
+        g.pop(_ON_G)
+
+
+def _give_back(conn: ServerConnection) -> None:
+    conn.ledger.owner.release(conn)
+
+
+def _located(app: Flask, key: str, source: object) -> ConfigSource:
+    if isinstance(source, Mapping):
+        return source
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(
+            f"{key}: expected the path of a YAML file, a mapping, a postgresql:// URI or"
+            f" 'embedded', not {type(source).__name__}"
+        )
+    text = os.fspath(source)
+    if text == _EMBEDDED or text.startswith(("postgresql://", "postgres://")):
+        return text
+    return os.path.join(app.root_path, text)
+
+
+def _origin(name: str, source: ConfigSource) -> str | None:
+    if isinstance(source, (str, os.PathLike)) and "://" not in os.fspath(source):
+        return None  # the path says it best
+    return "PGMONKEY_CONFIG" if name == DEFAULT else f"PGMONKEY_BINDS.{name}"
+
+
+def _read_bind(state: _AppState, name: str) -> Config:
+    try:
+        source = state.sources[name]
+    except KeyError:
+        raise RuntimeError(
+            f"the app has no bind {name!r}: add it to PGMONKEY_BINDS, which has"
+            f" {', '.join(sorted(set(state.sources) - {DEFAULT})) or 'none'}"
+        ) from None
+    if source == _EMBEDDED:
+        return read_config(
+            {"connection_settings": start_embedded(state.postgres_folder)}, origin="embedded"
+        )
+    return read_config(
+        source,
+        resolve_env=state.resolve_env,
+        allow_sensitive_defaults=state.allow_sensitive_defaults,
+        origin=_origin(name, source),
+    )

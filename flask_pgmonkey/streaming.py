@@ -1,0 +1,105 @@
+"""Rows of a result of any size, through a server-side cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from .connections.opening import ServerConnection
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+    from psycopg.rows import RowFactory
+    from typing_extensions import Self
+
+_numbers = count(1)
+
+
+class RowStream(Iterator[Any]):
+    """An iterator over rows that the server still holds.
+
+    Gives its connection back at its end, when it is closed (also as a context manager), or when it
+    is dropped.
+
+    :param conn: the connection to read through.
+    :param batch_size: rows to fetch in one round trip.
+    :param give_back: takes the connection at the end; without it the stream is a guest in a
+        transaction that is open on *conn*.
+    """
+
+    def __init__(
+        self,
+        conn: ServerConnection,
+        query: Query,
+        params: Params | None,
+        batch_size: int,
+        row_factory: RowFactory[Any] | None,
+        give_back: Callable[[ServerConnection], None] | None = None,
+    ) -> None:
+        self._conn: ServerConnection | None = conn
+        self._give_back = give_back
+        self._cursor: psycopg.ServerCursor[Any] | None = None
+        try:
+            if batch_size < 1:
+                raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            if give_back is not None:
+                conn.autocommit = False  # a cursor lives in a transaction
+            self._cursor = cursor = conn.cursor(
+                f"flask_pgmonkey_{next(_numbers)}", row_factory=row_factory or conn.row_factory
+            )
+            cursor.itersize = batch_size
+            cursor.execute(query, params)
+            self._rows = iter(cursor)
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> Any:
+        if self._conn is None:
+            raise StopIteration
+        try:
+            return next(self._rows)
+        except StopIteration:
+            if self._give_back is not None:
+                self._conn.commit()  # the query may have called functions that write
+            self.close()
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the connection back; does nothing the second time."""
+        conn, self._conn = self._conn, None
+        cursor, self._cursor = self._cursor, None
+        if conn is None:
+            return
+        try:
+            if cursor is not None and not conn.closed:
+                if self._give_back is not None:
+                    conn.rollback()  # ends the cursor too
+                cursor.close()
+        except psycopg.Error:
+            conn.close()
+        finally:
+            if self._give_back is not None:
+                self._give_back(conn)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_conn"):
+            self.close()
