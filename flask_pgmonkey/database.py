@@ -246,19 +246,11 @@ class Database(Queries):
         self.manager.clear_cache()
 
     def _begin_use(self) -> ServerConnection:
-        return borrow_in_autocommit(self.pool)
+        return self.pool.borrow(autocommit=True)
 
     def _end_use(self, conn: ServerConnection) -> None:
         pool: PoolConnection = conn.ledger.owner
         pool.release(conn)
-
-
-def borrow_in_autocommit(pool: PoolConnection) -> ServerConnection:
-    """A connection that commits each statement by itself, whatever the config says."""
-    conn = pool.borrow()
-    if not conn.autocommit:
-        conn.autocommit = True
-    return conn
 
 
 class AsyncQueries(ABC):
@@ -483,10 +475,7 @@ class AsyncDatabase(AsyncQueries):
         return pool
 
     async def _begin_use(self) -> AsyncServerConnection:
-        conn = await (await self._pool()).borrow()
-        if not conn.autocommit:
-            await conn.set_autocommit(True)
-        return conn
+        return await (await self._pool()).borrow(autocommit=True)
 
     async def _end_use(self, conn: AsyncServerConnection) -> None:
         pool: AsyncPoolConnection = conn.ledger.owner

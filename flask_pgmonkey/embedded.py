@@ -321,15 +321,21 @@ def _join(cluster: Cluster) -> Postmaster:
 
 
 @atexit.register
-def _leave_all() -> None:
+def leave_all() -> None:
+    """Stop using every server, as this process does at its end by itself."""
     # A thread that still starts a server holds the guard; the kernel then lets go for it.
     if not _guard.acquire(timeout=IMMEDIATE_STOP_TIMEOUT):
         return
-    for cluster in list(_users_locks):
-        # Without its folder the server stops by itself within a minute.
-        with contextlib.suppress(FileNotFoundError):
-            with _exclusive(cluster.data.parent / "start.lock"):
-                _leave(cluster)
+    try:
+        for cluster in list(_users_locks):
+            if cluster.data.exists():
+                with _exclusive(cluster.data.parent / "start.lock"):
+                    _leave(cluster)
+            else:
+                # Without its data the server stops by itself within a minute.
+                os.close(_users_locks.pop(cluster))
+    finally:
+        _guard.release()
 
 
 def _leave(cluster: Cluster) -> None:

@@ -14,14 +14,12 @@ from weakref import WeakKeyDictionary
 import psycopg
 from flask import (
     Flask,
-    appcontext_pushed,
     current_app,
     g,
-    has_app_context,
     has_request_context,
     request,
-    request_started,
 )
+from flask.globals import app_ctx
 from psycopg.pq import TransactionStatus
 
 from .config import Config, ConfigSource, check_config, read_config
@@ -32,7 +30,6 @@ from .database import (
     IsolationLevel,
     Queries,
     Transaction,
-    borrow_in_autocommit,
     nested_transaction,
     outermost_transaction,
 )
@@ -139,8 +136,6 @@ class PGMonkey(Queries):
         app.extensions["pgmonkey"] = self
         app.teardown_request(_roll_back_what_the_request_left)
         app.teardown_appcontext(_release_what_the_context_holds)
-        appcontext_pushed.connect(_welcome_context_again, app)
-        request_started.connect(_note_request_start, app)
 
     def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
         config = app.config.get("PGMONKEY_CONFIG", self._config)
@@ -261,12 +256,13 @@ class PGMonkey(Queries):
         pass
 
     def _state(self) -> _AppState:
-        if not has_app_context():
+        try:
+            app = current_app._get_current_object()  # type: ignore[attr-defined]
+        except RuntimeError:
             raise RuntimeError(
                 "there is no app context here: query within a request or a command, or push one"
                 " with: with app.app_context(): …"
-            )
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
+            ) from None
         try:
             return self._apps[app]
         except KeyError:
@@ -294,8 +290,9 @@ class BoundDatabase(Queries):
 
     def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
         """As :meth:`PGMonkey.get_connection`."""
-        config = self._db.get_config(self._name)
-        return self._db.manager.connection_for(config, connection_type, force_reload)
+        state = self._db._state()
+        config = state.configs.get((os.getpid(), self._name)) or self._db.get_config(self._name)
+        return state.manager.connection_for(config, connection_type, force_reload)
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
@@ -354,51 +351,58 @@ class BoundDatabase(Queries):
 
     def _held(self) -> _Held:
         try:
-            context: _Context = g._pgmonkey
-        except AttributeError:
-            context = g._pgmonkey = _Context()
+            # The object itself: each access through the proxy costs a microsecond.
+            kept = g._get_current_object()
         except RuntimeError:
             self._db._state()  # says what is missing
             raise
-        if context.ended:
+        context: _Context | None = kept.get(_ON_G)
+        held = context.held.get(self) if context is not None else None
+        if held is not None and held.pid == os.getpid():
+            return held
+        if context is None or (context is _ENDED and _is_pushed(app_ctx)):
+            context = kept._pgmonkey = _Context()
+        if context is _ENDED:
             raise RuntimeError(
                 "the request or app context that this code belongs to has ended. Wrap a streaming"
                 " generator in stream_with_context(), or push an app context of its own with:"
                 " with app.app_context(): …"
             )
-        held = context.held.get(self)
-        if held is None or held.pid != os.getpid():
-            held = context.held[self] = _Held(self)
+        held = context.held[self] = _Held(self.pool)
         return held
 
 
 class _Context:
     """What ``g`` holds for us."""
 
-    __slots__ = ("ended", "held")
+    __slots__ = ("held",)
 
     def __init__(self) -> None:
         self.held: dict[BoundDatabase, _Held] = {}
-        self.ended = False
 
 
 class _Held:
     """The connection of one bind in one app context."""
 
     __slots__ = (
-        "_borrowing", "_pool", "conn", "open_transactions", "pid", "was_in_transaction",
+        "_borrowing", "_outlives_requests", "_pool", "_request", "_was_in_transaction",
+        "conn", "open_transactions", "pid",
     )  # fmt: skip
 
-    def __init__(self, bound: BoundDatabase) -> None:
+    def __init__(self, pool: PoolConnection) -> None:
         self.pid = os.getpid()
         self.conn: ServerConnection | None = None
         self.open_transactions: list[_OpenTransaction] = []
-        self.was_in_transaction = False
-        self._pool = bound.pool
+        self._pool = pool
         self._borrowing = threading.Lock()
+        self._outlives_requests = not has_request_context()
+        self._request: object = None
+        self._was_in_transaction = False
 
     def live_connection(self) -> ServerConnection:
         """The context's connection; outside a transaction another one in place of a dead one."""
+        if self._outlives_requests:
+            self._notice_request()
         conn = self.conn
         if conn is not None and (
             self.open_transactions
@@ -411,42 +415,59 @@ class _Held:
                 if conn is not None:
                     self._pool.release(conn)
                     self.conn = None
-                self.conn = borrow_in_autocommit(self._pool)
+                self.conn = self._pool.borrow(autocommit=True)
             return cast("ServerConnection", self.conn)
 
-    def note_request_start(self) -> None:
-        """A request begins in a context that has a connection: remember what is not its own."""
-        self.was_in_transaction = self.conn is not None and (
-            self.conn.pgconn.transaction_status in _IN_TRANSACTION
+    def _notice_request(self) -> None:
+        """Note what a request finds that did not begin this."""
+        current = _current_request()
+        if current is not self._request:
+            self._request = current
+            self._was_in_transaction = self.conn is not None and (
+                self.conn.pgconn.transaction_status in _IN_TRANSACTION
+            )
+
+    def end_request(self) -> None:
+        """Roll back what the request that ends left open, and leave the rest as it is.
+
+        In Flask 3.1 a request inside an outer app context shares its ``g``.
+        """
+        if self._is_dirty():
+            ending = _current_request()
+            own = [opened for opened in self.open_transactions if opened.request is ending]
+            self._roll_back(own, by_hand=not (self.open_transactions or self._was_in_transaction))
+        self._outlives_requests = True
+
+    def end_context(self) -> None:
+        """Roll back what is open."""
+        if self._is_dirty():
+            self._roll_back(self.open_transactions, by_hand=not self.open_transactions)
+
+    def _is_dirty(self) -> bool:
+        if self.conn is None or self.pid != os.getpid():
+            return False
+        return bool(
+            self.open_transactions or self.conn.pgconn.transaction_status in _NEEDS_CLEANING
         )
 
-    def roll_back_what_is_open(self, of_request: object = None) -> None:
-        """Roll back transactions that were not ended: all of them, or those of one request."""
-        conn = self.conn
-        if conn is None or self.pid != os.getpid():
-            return
-        leftover = [
-            opened
-            for opened in reversed(self.open_transactions)
-            if of_request is None or opened.request is of_request
-        ]
-        status = conn.pgconn.transaction_status
-        by_hand = status in _IN_TRANSACTION and not self.open_transactions
-        if of_request is not None and self.was_in_transaction:
-            by_hand = False
-        if not (leftover or by_hand or status == TransactionStatus.ACTIVE):
+    def _roll_back(self, leftover: list[_OpenTransaction], by_hand: bool) -> None:
+        conn = cast("ServerConnection", self.conn)
+        is_busy = conn.pgconn.transaction_status == TransactionStatus.ACTIVE
+        if not (leftover or by_hand or is_busy):
             return
         logger.warning(
             "%s left %s on its connection to %s: it is rolled back. Use 'with db.transaction():'.",
             _describe_context(),
-            "a query running" if status == TransactionStatus.ACTIVE else "a transaction open",
+            "a query running" if is_busy else "a transaction open",
             self._pool.config.target,
         )
         try:
-            for opened in leftover:
+            if is_busy:
+                conn.close()
+            for opened in reversed(leftover.copy()):
                 self.open_transactions.remove(opened)
                 opened.block.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
-            if by_hand:
+            if by_hand and not conn.closed:
                 conn.rollback()
         except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", self._pool.config.target, error)
@@ -466,8 +487,8 @@ class _OpenTransaction:
 
 
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+_NEEDS_CLEANING = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
 _ENDED = _Context()
-_ENDED.ended = True
 
 
 def _current_request() -> object:
@@ -480,34 +501,27 @@ def _describe_context() -> str:
     return "an app context"
 
 
-def _note_request_start(app: Flask, **extra: Any) -> None:
-    context: _Context | None = g.get(_ON_G)
-    if context is not None:
-        for held in context.held.values():
-            held.note_request_start()
-
-
 def _roll_back_what_the_request_left(exc: BaseException | None) -> None:
-    """In Flask 3.1 a request inside an outer app context shares its ``g``."""
-    context: _Context | None = g.get(_ON_G)
-    if context is None:
-        return
-    try:
-        for held in context.held.values():
-            held.roll_back_what_is_open(of_request=_current_request())
-    except Exception:
-        logger.exception("Could not roll back what %s left open", _describe_context())
-
-
-def _release_what_the_context_holds(exc: BaseException | None) -> None:
-    context: _Context | None = g.get(_ON_G)
-    # Whoever still runs in a copy of this context must not borrow what nobody would give back.
-    g._pgmonkey = _ENDED
+    context: _Context | None = g._get_current_object().get(_ON_G)
     if context is None:
         return
     for held in context.held.values():
         try:
-            held.roll_back_what_is_open()
+            held.end_request()
+        except Exception:
+            logger.exception("Could not roll back what %s left open", _describe_context())
+
+
+def _release_what_the_context_holds(exc: BaseException | None) -> None:
+    kept = g._get_current_object()
+    context: _Context | None = kept.get(_ON_G)
+    # Whoever still runs in a copy of this context must not borrow what nobody would give back.
+    kept._pgmonkey = _ENDED
+    if context is None:
+        return
+    for held in context.held.values():
+        try:
+            held.end_context()
         except Exception:
             logger.exception("Could not roll back what %s left open", _describe_context())
         try:
@@ -516,10 +530,13 @@ def _release_what_the_context_holds(exc: BaseException | None) -> None:
             logger.exception("Could not release the connection of %s", _describe_context())
 
 
-def _welcome_context_again(app: Flask, **extra: Any) -> None:
-    """A context is pushed again, as ``stream_with_context`` does: it will be torn down again."""
-    if g.get(_ON_G) is _ENDED:
-        g.pop(_ON_G)
+def _is_pushed(context: Any) -> bool:
+    """Whether an app context that was torn down is pushed again and will be torn down again.
+
+    So it is under ``stream_with_context``. The signal that tells it would cost each request
+    several microseconds; the names are those of Flask 3.0 and 3.1, and of 3.2.
+    """
+    return bool(getattr(context, "_cv_tokens", None) or getattr(context, "_push_count", 0))
 
 
 def _give_back(conn: ServerConnection) -> None:

@@ -33,7 +33,7 @@ def dotted(path: KeyPath) -> str:
     text = ""
     below_secret = False
     for part in path:
-        if isinstance(part, int) and not isinstance(part, bool):
+        if type(part) is int and 0 <= part < 1_000_000:
             text += f"[{part}]"
             continue
         hidden = below_secret and part not in _STRUCTURED

@@ -32,7 +32,14 @@ URI_SCHEMES = ("postgresql://", "postgres://")
 
 # libpq looks at this keyword last of all, so an impossible value for it makes libpq judge all the
 # others and then stop before it connects.
-_LAST_CHECKED = "load_balance_hosts" if "load_balance_hosts" in KEYWORDS else "target_session_attrs"
+_LAST_CHECKED, _ITS_VALUES = (
+    ("load_balance_hosts", ("disable", "random"))
+    if "load_balance_hosts" in KEYWORDS
+    else (
+        "target_session_attrs",
+        ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+    )
+)
 _IMPOSSIBLE = "?"
 
 
@@ -50,9 +57,9 @@ def parse_uri(uri: str) -> dict[str, str] | None:
         return None
     try:
         options = pq.Conninfo.parse(uri.encode())
-    except (psycopg.OperationalError, UnicodeEncodeError):
+        return {option.keyword.decode(): option.val.decode() for option in options if option.val}
+    except (psycopg.OperationalError, UnicodeError):
         return None
-    return {option.keyword.decode(): option.val.decode() for option in options if option.val}
 
 
 def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:
@@ -74,4 +81,6 @@ def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:
     effective.pop(_LAST_CHECKED, None)
     if _LAST_CHECKED in objection and f'"{_IMPOSSIBLE}"' in objection:
         objection = ""
+        if options.get(_LAST_CHECKED, _ITS_VALUES[0]) not in _ITS_VALUES:
+            objection = f'invalid {_LAST_CHECKED} value: "{options[_LAST_CHECKED]}"'
     return effective, objection

@@ -145,8 +145,9 @@ def read_config(
     :raises EnvInterpolationError: if a reference cannot be resolved.
     """
     written = read_written(source, resolve_env, allow_sensitive_defaults, origin)
+    written.warn_about_lookalikes()
     config = _validated(written)
-    written.warn()
+    written.warn_about_secret_files()
     return config
 
 

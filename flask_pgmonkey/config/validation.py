@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .interpolation import KeyPath, dotted
+from .interpolation import KeyPath, dotted, looks_like_reference
 from .libpq import KEYWORDS, URI_SCHEMES, parse_uri
 from .loading import type_name
 from .redaction import is_secret_key
@@ -119,7 +119,7 @@ def _unknown_key(origin: str, section: tuple[str, ...], key: object) -> str:
     if section:
         at_home = CONNECTION_KEYS if section[0] == "connection_settings" else POOL_KEYS
     if nearest := _OTHER_NAMES.get(key) or next(
-        iter(difflib.get_close_matches(key.lower(), at_home, 1)), None
+        iter(difflib.get_close_matches(key.lower(), at_home, n=1, cutoff=0.75)), None
     ):
         return f"{place} is not a known key; did you mean {nearest}?"
     if section == ("connection_settings",):
@@ -131,7 +131,7 @@ class Setting(NamedTuple):
     """One value to check.
 
     :param place: origin and dotted key, for errors.
-    :param shown: the value as errors may show it, empty if they may not.
+    :param shown: the end of an error that says what came, as far as that may be shown.
     """
 
     place: str
@@ -141,14 +141,15 @@ class Setting(NamedTuple):
     @classmethod
     def at(cls, origin: str, path: KeyPath, value: Any, hidden: bool) -> Setting:
         """Describe the value at *path*; *hidden* keeps it out of errors, as secret keys do."""
-        shown = (
-            not hidden
-            and not is_secret_key(path[-1])
-            and isinstance(value, (int, float, str))
-            and not _has_endless_digits(value)
-            and re.fullmatch(_SIMPLE_VALUE, str(value)) is not None
-        )
-        return cls(f"{origin}: {dotted(path)}", value, f", not {value!r}" if shown else "")
+        place = f"{origin}: {dotted(path)}"
+        if hidden or is_secret_key(path[-1]):
+            return cls(place, value, "")
+        if looks_like_reference(value):
+            return cls(place, value, "; it is a reference, and resolve_env is off")
+        simple = isinstance(value, (int, float, str)) and not _has_endless_digits(value)
+        if simple and re.fullmatch(_SIMPLE_VALUE, str(value)):
+            return cls(place, value, f", not {value!r}")
+        return cls(place, value, "")
 
     def error(self, expected: str) -> ConfigError:
         """Say what was expected, and what came if that may be shown."""

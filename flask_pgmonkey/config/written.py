@@ -124,20 +124,22 @@ class WrittenConfig(NamedTuple):
             },
         )
 
-    def warn(self) -> None:
-        """Log secret files that others may read, and what looks like a reference but is none."""
+    def warn_about_lookalikes(self) -> None:
+        """Log what looks like a reference but is none, because ``resolve_env`` is off."""
         for path, value in self.values():
-            if self.references is None:
-                if looks_like_reference(value):
-                    logger.warning(
-                        "%s: %s looks like a reference to an environment variable and is used as "
-                        "it is, because resolve_env is off.",
-                        self.origin,
-                        dotted(path),
-                    )
-                continue
+            if self.references is None and looks_like_reference(value):
+                logger.warning(
+                    "%s: %s looks like a reference to an environment variable and is used as it "
+                    "is, because resolve_env is off.",
+                    self.origin,
+                    dotted(path),
+                )
+
+    def warn_about_secret_files(self) -> None:
+        """Log the files of ``from_file`` that others than their owner may read."""
+        for path, value in self.values():
             structured = structured_reference(value)
-            if structured is not None and structured[0] == "from_file":
+            if self.references and structured and structured[0] == "from_file":
                 warn_if_readable(self.references.file_path(structured[1], path))
 
     def _resolved(self, value: Any, path: KeyPath) -> Any:

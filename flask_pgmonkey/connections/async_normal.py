@@ -170,11 +170,14 @@ class AsyncNormalConnection:
         if not await self._take_turn(state, deadline) and self._successor is not None:
             return await self._successor._enter_block()
         try:
-            state.lent = await self._live_connection(state, deadline)
+            conn = await self._live_connection(state, deadline)
+            if conn.autocommit != self.config.autocommit:
+                await conn.set_autocommit(self.config.autocommit)
         except BaseException:
             self._end_turn(state)
             raise
-        return state.lent
+        state.lent = conn
+        return conn
 
     async def _take_turn(self, state: _ProcessState, deadline: float) -> bool:
         """Wait for this task's turn; False if a successor serves it instead.

@@ -174,20 +174,25 @@ class AsyncPoolConnection:
 
     # Borrowing and releasing
 
-    async def borrow(self, timeout: float | None = None) -> AsyncServerConnection:
+    async def borrow(
+        self, timeout: float | None = None, autocommit: bool | None = None
+    ) -> AsyncServerConnection:
         """A live psycopg connection that is the caller's until :meth:`release`.
 
         Prefer a block, or :meth:`connection`: what is borrowed here must be released.
 
         :param timeout: seconds to wait at most; the config's ``timeout`` without it.
+        :param autocommit: whether each statement is committed by itself; the config's without it.
         :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
         :raises psycopg.OperationalError: the server's error where none can be opened.
         :raises RuntimeError: on another loop than the object's own.
         """
         if self._successor is not None:
-            return await self._successor.borrow(timeout)
+            return await self._successor.borrow(timeout, autocommit)
         if timeout is None:
             timeout = self._settings.timeout
+        if autocommit is None:
+            autocommit = self.config.autocommit
         start = monotonic()
         deadline = start + timeout
         state = self._state_on_own_loop()
@@ -198,12 +203,14 @@ class AsyncPoolConnection:
             except PoolClosed:
                 if self._successor is None:
                     raise
-                return await self._successor.borrow(deadline - monotonic())
+                return await self._successor.borrow(deadline - monotonic(), autocommit)
             except PoolTimeout:
                 raise self._explain_timeout(state, pool, start, timeout) from None
             try:
                 pulse = await self._feel_pulse(conn, deadline)
                 if pulse is Pulse.ALIVE:
+                    if conn.autocommit != autocommit:
+                        await conn.set_autocommit(autocommit)
                     state.lending.lend(conn, self, pool)
                     return conn
             except BaseException:

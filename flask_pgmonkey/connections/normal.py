@@ -155,11 +155,14 @@ class NormalConnection:
         if not self._take_turn(state, deadline) and self._successor is not None:
             return self._successor._enter_block()
         try:
-            state.lent = self._live_connection(state, deadline)
+            conn = self._live_connection(state, deadline)
+            if conn.autocommit != self.config.autocommit:
+                conn.autocommit = self.config.autocommit
         except BaseException:
             self._end_turn(state)
             raise
-        return state.lent
+        state.lent = conn
+        return conn
 
     def _take_turn(self, state: _ProcessState, deadline: float) -> bool:
         """Wait for this thread's turn; False if a successor serves it instead.

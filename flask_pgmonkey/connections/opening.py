@@ -34,7 +34,6 @@ class Ledger:
     """What this package remembers of one server connection."""
 
     __slots__ = (
-        "autocommit",
         "borrowed_at",
         "borrower",
         "cursor_factory",
@@ -55,7 +54,6 @@ class Ledger:
     )
 
     def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-        self.autocommit = conn.autocommit
         self.isolation_level = conn.isolation_level
         self.read_only = conn.read_only
         self.deferrable = conn.deferrable
@@ -92,7 +90,7 @@ class ServerConnection(psycopg.Connection[Any]):
         configure: Configure | None,
         row_factory: RowFactory[Any] | None,
     ) -> Self:
-        """Connect, apply *settings*, run *configure*.
+        """Connect, apply *settings*, run *configure*. In autocommit still.
 
         :raises psycopg.OperationalError: with the server's words where it cannot connect.
         :raises ConfigError: for a setting that the server refuses.
@@ -104,8 +102,6 @@ class ServerConnection(psycopg.Connection[Any]):
             if configure:
                 configure(conn)
                 _check_idle(conn, configure)
-            if not config.autocommit:
-                conn.autocommit = False
             conn.ledger = Ledger(conn)
         except BaseException:
             conn.close()
@@ -124,10 +120,11 @@ class ServerConnection(psycopg.Connection[Any]):
             raise error
 
     def put_back_attributes(self) -> None:
-        """Undo what the borrower changed on this object. Costs no round trip."""
+        """Undo what the borrower changed on this object. Costs no round trip.
+
+        Autocommit is left to the next borrow, which sets it as it needs it.
+        """
         ledger = self.ledger
-        if self.autocommit != ledger.autocommit:
-            self.autocommit = ledger.autocommit
         if self.isolation_level != ledger.isolation_level:
             self.isolation_level = ledger.isolation_level
         if self.read_only != ledger.read_only:
@@ -138,13 +135,12 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def reset_session(self, settings: Mapping[str, str]) -> None:
         """Clear what the borrower left on the server and apply *settings* again: one round trip."""
-        autocommit, self.autocommit = self.autocommit, True
+        self.autocommit = True
         with self.pipeline():
             for statement in _CLEAR_SESSION:
                 self.execute(statement, prepare=False)
             if settings:
                 self.execute(*_set_all(settings), prepare=False)
-        self.autocommit = autocommit
 
 
 class AsyncServerConnection(psycopg.AsyncConnection[Any]):
@@ -172,8 +168,6 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
                 if inspect.isawaitable(done):
                     await done
                 _check_idle(conn, configure)
-            if not config.autocommit:
-                await conn.set_autocommit(False)
             conn.ledger = Ledger(conn)
         except BaseException:
             conn.pgconn.finish()
@@ -192,10 +186,11 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
             raise error
 
     async def put_back_attributes(self) -> None:
-        """Undo what the borrower changed on this object. Costs no round trip."""
+        """Undo what the borrower changed on this object. Costs no round trip.
+
+        Autocommit is left to the next borrow, which sets it as it needs it.
+        """
         ledger = self.ledger
-        if self.autocommit != ledger.autocommit:
-            await self.set_autocommit(ledger.autocommit)
         if self.isolation_level != ledger.isolation_level:
             await self.set_isolation_level(ledger.isolation_level)
         if self.read_only != ledger.read_only:
@@ -206,14 +201,12 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
 
     async def reset_session(self, settings: Mapping[str, str]) -> None:
         """:meth:`ServerConnection.reset_session`, on the running loop."""
-        autocommit = self.autocommit
         await self.set_autocommit(True)
         async with self.pipeline():
             for statement in _CLEAR_SESSION:
                 await self.execute(statement, prepare=False)
             if settings:
                 await self.execute(*_set_all(settings), prepare=False)
-        await self.set_autocommit(autocommit)
 
 
 _CLEAR_SESSION = (

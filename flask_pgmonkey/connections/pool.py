@@ -146,19 +146,24 @@ class PoolConnection:
 
     # Borrowing and releasing
 
-    def borrow(self, timeout: float | None = None) -> ServerConnection:
+    def borrow(
+        self, timeout: float | None = None, autocommit: bool | None = None
+    ) -> ServerConnection:
         """A live psycopg connection that is the caller's until :meth:`release`.
 
         Prefer a block, or :meth:`connection`: what is borrowed here must be released.
 
         :param timeout: seconds to wait at most; the config's ``timeout`` without it.
+        :param autocommit: whether each statement is committed by itself; the config's without it.
         :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
         :raises psycopg.OperationalError: the server's error where none can be opened.
         """
         if self._successor is not None:
-            return self._successor.borrow(timeout)
+            return self._successor.borrow(timeout, autocommit)
         if timeout is None:
             timeout = self._settings.timeout
+        if autocommit is None:
+            autocommit = self.config.autocommit
         start = monotonic()
         deadline = start + timeout
         state = self._state()
@@ -169,12 +174,14 @@ class PoolConnection:
             except PoolClosed:
                 if self._successor is None:
                     raise
-                return self._successor.borrow(deadline - monotonic())
+                return self._successor.borrow(deadline - monotonic(), autocommit)
             except PoolTimeout:
                 raise self._explain_timeout(state, pool, start, timeout) from None
             try:
                 pulse = self._feel_pulse(conn, deadline)
                 if pulse is Pulse.ALIVE:
+                    if conn.autocommit != autocommit:
+                        conn.autocommit = autocommit
                     state.lending.lend(conn, self, pool)
                     return conn
             except BaseException:
