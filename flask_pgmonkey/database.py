@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import psycopg
 from psycopg.rows import scalar_row
 
-from .config import ConfigSource, read_config
+from .config import Config, ConfigSource, read_config
 from .connections import AsyncPoolConnection, Configure, PoolConnection
 from .connections.opening import AsyncServerConnection, ServerConnection
 from .manager import PGConnectionManager
@@ -416,7 +416,55 @@ async def _run_async(
     return await cursor.execute(cast("QueryNoTemplate", query), params)
 
 
-class AsyncDatabase(AsyncQueries):
+class PooledAsyncQueries(AsyncQueries):
+    """Async queries over a pool: each event loop that uses them has its own."""
+
+    def __init__(self, manager: PGConnectionManager, config: Config) -> None:
+        self.manager = manager
+        self.config = config
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.config.target}>"
+
+    async def connect(self) -> None:
+        """Open the pool, so that a server that cannot be reached shows at the start.
+
+        :raises psycopg.OperationalError: at once, with the server's words.
+        """
+        await self._pool()
+
+    async def disconnect(self) -> None:
+        """Close the pool of this loop; the next query opens it again."""
+        await (await self._pool()).disconnect()
+
+    @asynccontextmanager
+    async def transaction(
+        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+    ) -> AsyncIterator[AsyncTransaction]:
+        """A block whose queries, those of the object it gives, are committed together.
+
+        An exception rolls all of them back. Borrows one connection for the block.
+        """
+        conn = await self._begin_use()
+        try:
+            async with outermost_async_transaction(conn, isolation_level, read_only) as transaction:
+                yield transaction
+        finally:
+            await self._end_use(conn)
+
+    async def _pool(self) -> AsyncPoolConnection:
+        pool: AsyncPoolConnection = await self.manager.connection_for(self.config, "async_pool")
+        return pool
+
+    async def _begin_use(self) -> AsyncServerConnection:
+        return await (await self._pool()).borrow(autocommit=True)
+
+    async def _end_use(self, conn: AsyncServerConnection) -> None:
+        pool: AsyncPoolConnection = conn.ledger.owner
+        await pool.release(conn)
+
+
+class AsyncDatabase(PooledAsyncQueries):
     """:class:`Database` for async code: each event loop that uses it has its own pool.
 
     :param config: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
@@ -436,47 +484,13 @@ class AsyncDatabase(AsyncQueries):
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
     ) -> None:
-        self._config = read_config(
-            config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
+        super().__init__(
+            PGConnectionManager(row_factory=row_factory, configure=configure),
+            read_config(
+                config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
+            ),
         )
-        self.manager = PGConnectionManager(row_factory=row_factory, configure=configure)
-
-    def __repr__(self) -> str:
-        return f"<AsyncDatabase {self._config.target}>"
-
-    async def connect(self) -> None:
-        """Open the pool, so that a server that cannot be reached shows at the start.
-
-        :raises psycopg.OperationalError: at once, with the server's words.
-        """
-        await self._pool()
 
     async def disconnect(self) -> None:
         """Close the pool, and nothing that is not this object's own."""
         await self.manager.clear_cache_async()
-
-    @asynccontextmanager
-    async def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> AsyncIterator[AsyncTransaction]:
-        """A block whose queries, those of the object it gives, are committed together.
-
-        An exception rolls all of them back. Borrows one connection for the block.
-        """
-        conn = await self._begin_use()
-        try:
-            async with outermost_async_transaction(conn, isolation_level, read_only) as transaction:
-                yield transaction
-        finally:
-            await self._end_use(conn)
-
-    async def _pool(self) -> AsyncPoolConnection:
-        pool: AsyncPoolConnection = await self.manager.connection_for(self._config, "async_pool")
-        return pool
-
-    async def _begin_use(self) -> AsyncServerConnection:
-        return await (await self._pool()).borrow(autocommit=True)
-
-    async def _end_use(self, conn: AsyncServerConnection) -> None:
-        pool: AsyncPoolConnection = conn.ledger.owner
-        await pool.release(conn)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -22,12 +23,14 @@ from flask import (
 from flask.globals import app_ctx
 from psycopg.pq import TransactionStatus
 
+from .background import Background, BackgroundDatabase
 from .config import Config, ConfigSource, check_config, read_config
 from .connections import Configure, PoolConnection
 from .connections.liveness import is_connected
 from .connections.opening import ServerConnection
 from .database import (
     IsolationLevel,
+    PooledAsyncQueries,
     Queries,
     Transaction,
     nested_transaction,
@@ -46,6 +49,7 @@ logger = logging.getLogger("flask_pgmonkey")
 
 DEFAULT = "default"
 _EMBEDDED = "embedded"
+_ASYNC_TYPES = ("async", "async_pool")
 _ON_G = "_pgmonkey"
 
 
@@ -58,6 +62,7 @@ class _AppState:
     resolve_env: bool
     allow_sensitive_defaults: bool
     postgres_folder: str
+    background: Background
     configs: dict[tuple[int, str], Config] = field(default_factory=dict)
     reading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -130,6 +135,7 @@ class PGMonkey(Queries):
             resolve_env=resolve_env,
             allow_sensitive_defaults=allow_defaults,
             postgres_folder=os.path.join(app.instance_path, "postgres"),
+            background=Background(app.app_context),
         )
         for name in sources:
             self._binds.setdefault(name, BoundDatabase(self, name))
@@ -209,6 +215,21 @@ class PGMonkey(Queries):
     async def clear_cache_async(self) -> None:
         """:meth:`clear_cache`, for use on an event loop."""
         await self.manager.clear_cache_async()
+
+    # Async code
+
+    @property
+    def background(self) -> Background:
+        """Runs coroutines beyond the views of the current app, on the process's background loop."""
+        return self._state().background
+
+    @property
+    def aio(self) -> BackgroundDatabase:
+        """The queries for async views: await them from any event loop.
+
+        They run over one async pool, on the process's background loop.
+        """
+        return self._default.aio
 
     # The default database's queries
 
@@ -292,7 +313,15 @@ class BoundDatabase(Queries):
         """As :meth:`PGMonkey.get_connection`."""
         state = self._db._state()
         config = state.configs.get((os.getpid(), self._name)) or self._db.get_config(self._name)
+        if (connection_type or config.connection_type) in _ASYNC_TYPES and has_request_context():
+            _advise_against_async_in_views()
         return state.manager.connection_for(config, connection_type, force_reload)
+
+    @property
+    def aio(self) -> BackgroundDatabase:
+        """As :attr:`PGMonkey.aio`."""
+        config = self._db.get_config(self._name)
+        return BackgroundDatabase(PooledAsyncQueries(self._db.manager, config))
 
     @property
     def connection(self) -> psycopg.Connection[Any]:
@@ -528,6 +557,14 @@ def _release_what_the_context_holds(exc: BaseException | None) -> None:
             held.release()
         except Exception:
             logger.exception("Could not release the connection of %s", _describe_context())
+
+
+@cache
+def _advise_against_async_in_views() -> None:
+    logger.warning(
+        "An async connection was asked for in a view. It closes with the event loop of that view:"
+        " use 'await db.aio.fetch_all(…)' and the others, whose pool stays open."
+    )
 
 
 def _is_pushed(context: Any) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from time import monotonic
 from typing import Any, Literal, TypeAlias, cast, overload
 from weakref import WeakSet
@@ -386,9 +387,16 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+@cache
+def exit_deadline() -> float:
+    """When everything has to be closed (by ``time.monotonic``), counted from the first call, which
+    is when the process begins to exit."""
+    return monotonic() + _SECONDS_FOR_EXIT
+
+
 @atexit.register
 def _close_all_at_exit() -> None:
-    deadline = monotonic() + _SECONDS_FOR_EXIT
+    deadline = exit_deadline()
     for connection in list(_sync_connections):
         connection.close_at_exit(deadline)
     loops.close_at_exit(deadline)

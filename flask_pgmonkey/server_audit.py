@@ -6,9 +6,9 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg.rows import namedtuple_row
@@ -16,7 +16,7 @@ from psycopg.rows import namedtuple_row
 from .config import Config
 from .config.libpq import KEYWORDS, effective_options
 
-Verdict = Literal["OK", "LOW", "MISMATCH", "UNKNOWN"]
+Verdict: TypeAlias = Literal["OK", "LOW", "MISMATCH", "UNKNOWN"]
 
 DEFAULT_RESERVE = 3
 """PostgreSQL's own ``superuser_reserved_connections``."""
@@ -26,9 +26,9 @@ IDLE_MARGIN = 300
 
 REQUIRES_TLS = frozenset({"require", "verify-ca", "verify-full"})
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-Options = Mapping[str, str]
+Options: TypeAlias = Mapping[str, str]
 """What libpq connects with: keyword → value, environment and defaults included, no password."""
 
 
@@ -85,8 +85,8 @@ class Client:
         return self.options.get("sslmode") in REQUIRES_TLS
 
     @property
-    def has_certificate(self) -> bool:
-        return "sslcert" in self.options
+    def shows_certificate(self) -> bool:
+        return self.needs_tls and "sslcert" in self.options
 
     @property
     def servers(self) -> list[tuple[str, str]]:
@@ -104,7 +104,7 @@ class Client:
     def methods(self) -> list[str]:
         """The best authentication method for each of :attr:`servers`, with its options."""
         over_tcp = "scram-sha-256"
-        if self.needs_tls and self.has_certificate:
+        if self.shows_certificate:
             over_tcp = f"{over_tcp} clientcert=verify-full" if self.has_password else "cert"
         over_socket = "scram-sha-256" if self.has_password else "peer"
         return [over_socket if is_socket(host) else over_tcp for host, _ in self.servers]
@@ -138,13 +138,14 @@ def recommend_settings(
     """
     clients = list(clients)
     configs = {client.config.key: client.config for client in clients}.values()
-    pools = [size for config in configs for size in _pool_sizes(config)]
-    max_idle = max(settings.max_idle for config in configs for settings in _pools(config))
+    pools = [pool for config in configs for pool in (config.pool, config.async_pool)]
+    sizes = [pool.max_size for pool in pools]
+    max_idle = max(pool.max_idle for pool in pools)
     lines = [
         Recommendation(
             "max_connections",
-            str(workers * sum(pools) + reserve),
-            f"{workers} worker(s) x pools of {' + '.join(map(str, pools))}, {reserve} kept back",
+            str(workers * sum(sizes) + reserve),
+            f"{workers} worker(s) x pools of {' + '.join(map(str, sizes))}, {reserve} kept back",
         ),
         Recommendation(
             "idle_in_transaction_session_timeout",
@@ -171,22 +172,13 @@ def recommend_settings(
             )
         )
         lines.append(Recommendation("ssl_min_protocol_version", "TLSv1.2", "older ones are broken"))
-    if any(client.has_certificate for client in clients):
+    if any(client.shows_certificate for client in clients):
         lines.append(
             Recommendation(
                 "ssl_ca_file", "root.crt", "the authority that signed the client certificate"
             )
         )
     return lines
-
-
-def _pools(config: Config) -> tuple[Any, Any]:
-    return config.pool, config.async_pool
-
-
-def _pool_sizes(config: Config) -> Iterator[int]:
-    for settings in _pools(config):
-        yield settings.max_size
 
 
 def recommend_hba_rules(client: Client) -> list[HbaRule]:
@@ -299,8 +291,11 @@ def _judge(line: Recommendation, current: str, clients: Sequence[Client]) -> Ver
         case "idle_session_timeout":
             if int(current) == 0:
                 return "MISMATCH"
-            pools = (pool for client in clients for pool in _pools(client.config))
-            return "OK" if int(current) > 1000 * max(pool.max_idle for pool in pools) else "LOW"
+            max_idle = max(
+                max(client.config.pool.max_idle, client.config.async_pool.max_idle)
+                for client in clients
+            )
+            return "OK" if int(current) > 1000 * max_idle else "LOW"
         case "ssl_min_protocol_version":
             return "OK" if current in ("TLSv1.2", "TLSv1.3") else "LOW"
         case "ssl_ca_file":

@@ -1,0 +1,359 @@
+"""The process's event-loop thread, for coroutines that outlive a view.
+
+Flask runs each async view on an event loop of its own that ends with the view, and a pool opened
+there ends with it. So one daemon thread of each process runs a loop that stays: it owns the async
+pools of the apps, and runs what is submitted to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextvars
+import logging
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractContextManager, asynccontextmanager
+from functools import wraps
+from time import monotonic
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import psycopg
+
+from .database import AsyncQueries, AsyncTransaction, IsolationLevel, PooledAsyncQueries
+from .manager import exit_deadline
+
+logger = logging.getLogger("flask_pgmonkey")
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_SECONDS_KEPT_FOR_CLOSING = 1.5
+
+
+class Job(concurrent.futures.Future[T]):
+    """The future of a submitted coroutine; ``cancel()`` cancels the coroutine.
+
+    If the coroutine fails and nobody asks for the result, the exception is logged.
+    """
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._name = name
+        self._loop = loop
+        self._task: asyncio.Task[T] | None = None
+        self._failure: BaseException | None = None
+
+    def result(self, timeout: float | None = None) -> T:
+        self._failure = None
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._failure = None
+        return super().exception(timeout)
+
+    def cancel(self) -> bool:
+        if self.done():
+            return False
+        self._loop.call_soon_threadsafe(self._cancel_task)
+        return super().cancel()
+
+    def start(self, coro: Coroutine[Any, Any, T]) -> None:
+        """Run *coro*; called on the loop."""
+        if self.cancelled():
+            coro.close()
+            return
+        self._task = self._loop.create_task(coro, name=self._name)
+        self._task.add_done_callback(self._finish)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _finish(self, task: asyncio.Task[T]) -> None:
+        self._task = None
+        if task.cancelled():
+            super().cancel()
+            self.set_running_or_notify_cancel()
+            return
+        error = task.exception()
+        if not self.set_running_or_notify_cancel():
+            return  # cancelled, and the coroutine ended all the same
+        if error is None:
+            self.set_result(task.result())
+        else:
+            self._failure = error
+            self.set_exception(error)
+
+    def __del__(self) -> None:
+        if getattr(self, "_failure", None) is not None:
+            logger.error("The background job %s failed", self._name, exc_info=self._failure)
+
+
+class _LoopThread:
+    """A daemon thread that runs an event loop until the process exits."""
+
+    def __init__(self) -> None:
+        self.loop = _new_loop()
+        self._ending = asyncio.Event()
+        self._jobs: set[Job[Any]] = set()
+        self._thread = threading.Thread(
+            target=self._run, name="flask_pgmonkey-background", daemon=True
+        )
+        self._thread.start()
+
+    def is_current(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    def start(self, coro: Coroutine[Any, Any, T], name: str) -> Job[T]:
+        job: Job[T] = Job(name, self.loop)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+        # In a context of its own: a request of the submitter must not be seen.
+        contextvars.Context().run(self.loop.call_soon_threadsafe, job.start, coro)
+        return job
+
+    def end(self, deadline: float) -> None:
+        """Let running jobs finish, cancel those that do not, close what the loop owns."""
+        patience = max(0.0, deadline - _SECONDS_KEPT_FOR_CLOSING - monotonic())
+        concurrent.futures.wait(list(self._jobs), timeout=patience)
+        self.loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join(max(0.0, deadline - monotonic()))
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_until_complete(self._ending.wait())
+        finally:
+            # As asyncio.run ends a loop; the pools close as their tasks are cancelled.
+            tasks = asyncio.all_tasks(self.loop)
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.close()
+
+
+class _ProcessState:
+    def __init__(self) -> None:
+        self.starting = threading.Lock()
+        self.thread: _LoopThread | None = None
+        self.is_exiting = False
+
+
+_states: dict[int, _ProcessState] = {}
+
+
+def _process_state() -> _ProcessState:
+    # A forked child has no background thread, and begins with none.
+    return _states.get(os.getpid()) or _states.setdefault(os.getpid(), _ProcessState())
+
+
+def _loop_thread() -> _LoopThread:
+    _refuse_gevent()
+    state = _process_state()
+    with state.starting:
+        if state.is_exiting:
+            raise RuntimeError("the process is exiting: nothing can be submitted any more")
+        if state.thread is None:
+            state.thread = _LoopThread()
+        return state.thread
+
+
+@atexit.register
+def _end_at_exit() -> None:
+    state = _process_state()
+    with state.starting:
+        state.is_exiting = True
+    if state.thread is not None:
+        state.thread.end(exit_deadline())
+
+
+class Background:
+    """Runs coroutines on the process's background loop, each in an app context of its own and
+    without a request.
+
+    :param app_context: makes the app context.
+    """
+
+    def __init__(self, app_context: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._app_context = app_context
+
+    def submit(self, coro: Coroutine[Any, Any, T]) -> Job[T]:
+        """Start *coro* and return at once.
+
+        :return: a :class:`concurrent.futures.Future`. An exception that nobody asks for is logged.
+        :raises RuntimeError: in a process that gevent has patched, or that is exiting.
+        """
+        return submit(self._in_app_context(coro), coro)
+
+    def run(self, coro: Coroutine[Any, Any, T]) -> T:
+        """Run *coro* and wait for its result; blocks the calling thread.
+
+        :raises RuntimeError: on the background loop itself, which would wait for itself.
+        """
+        if _runs_here():
+            coro.close()
+            raise RuntimeError(
+                "background.run() was called on the background loop and would wait for itself:"
+                " await the coroutine instead"
+            )
+        job = self.submit(coro)
+        try:
+            return job.result()
+        except BaseException:
+            job.cancel()
+            raise
+
+    async def _in_app_context(self, coro: Coroutine[Any, Any, T]) -> T:
+        with self._app_context():
+            return await coro
+
+
+def submit(coro: Coroutine[Any, Any, T], inner: Coroutine[Any, Any, Any] | None = None) -> Job[T]:
+    """Start *coro* on the background loop; *inner* is what it wraps, closed with it on an error."""
+    named = inner if inner is not None else coro
+    try:
+        if not asyncio.iscoroutine(named):
+            raise TypeError(f"expected a coroutine, not {type(named).__name__}")
+        return _loop_thread().start(coro, getattr(named, "__qualname__", "coroutine"))
+    except BaseException:
+        coro.close()
+        if asyncio.iscoroutine(inner):
+            inner.close()
+        raise
+
+
+async def hop(coro: Coroutine[Any, Any, T]) -> T:
+    """Await *coro* on the background loop, from any loop. Cancellation is carried through."""
+    if _runs_here():
+        return await coro
+    return await asyncio.wrap_future(submit(coro))
+
+
+def _runs_here() -> bool:
+    thread = _process_state().thread
+    return thread is not None and thread.is_current()
+
+
+def _hopping(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    @wraps(method)
+    async def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await hop(method(self._there, *args, **kwargs))
+
+    return cast("Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]", call)
+
+
+class _QueriesFromAnyLoop:
+    """The methods of :class:`AsyncQueries`, each run on the background loop."""
+
+    def __init__(self, there: AsyncQueries) -> None:
+        self._there = there
+
+    fetch_one = _hopping(AsyncQueries.fetch_one)
+    fetch_all = _hopping(AsyncQueries.fetch_all)
+    fetch_value = _hopping(AsyncQueries.fetch_value)
+    execute = _hopping(AsyncQueries.execute)
+    execute_many = _hopping(AsyncQueries.execute_many)
+
+
+class BackgroundTransaction(_QueriesFromAnyLoop):
+    """What ``db.aio.transaction()`` gives: the same queries, within the transaction."""
+
+
+class BackgroundDatabase(_QueriesFromAnyLoop):
+    """An async database on the background loop, whose methods can be awaited from any loop."""
+
+    _there: PooledAsyncQueries
+
+    def __repr__(self) -> str:
+        return f"<BackgroundDatabase {self._there.config.target}>"
+
+    connect = _hopping(PooledAsyncQueries.connect)
+    disconnect = _hopping(PooledAsyncQueries.disconnect)
+
+    @asynccontextmanager
+    async def transaction(
+        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+    ) -> AsyncIterator[BackgroundTransaction]:
+        """A block whose queries, those of the object it gives, are committed together.
+
+        An exception rolls all of them back. One connection is pinned for the block.
+        """
+        block = _PinnedTransaction(self._there, isolation_level, read_only)
+        transaction = await block.begin()
+        try:
+            yield BackgroundTransaction(transaction)
+        except BaseException:
+            await block.end(commit=False)
+            raise
+        await block.end(commit=True)
+
+
+class _PinnedTransaction:
+    """A transaction that one job on the background loop holds open from begin to end.
+
+    Whenever that job is cancelled, it rolls back and gives its connection back.
+    """
+
+    def __init__(
+        self,
+        database: PooledAsyncQueries,
+        isolation_level: IsolationLevel | None,
+        read_only: bool | None,
+    ) -> None:
+        self._block = database.transaction(isolation_level, read_only)
+        self._begun: concurrent.futures.Future[AsyncTransaction] = concurrent.futures.Future()
+        self._over: asyncio.Future[bool] | None = None
+
+    async def begin(self) -> AsyncTransaction:
+        self._job = submit(self._hold())
+        self._job.add_done_callback(self._pass_failure_on)
+        try:
+            return await asyncio.wrap_future(self._begun)
+        except BaseException:
+            self._job.cancel()
+            raise
+
+    async def end(self, commit: bool) -> None:
+        self._job._loop.call_soon_threadsafe(self._set_over, commit)
+        await asyncio.wrap_future(self._job)
+
+    async def _hold(self) -> None:
+        self._over = asyncio.get_running_loop().create_future()
+        async with self._block as transaction:
+            if self._begun.set_running_or_notify_cancel():
+                self._begun.set_result(transaction)
+            if not await self._over:
+                raise psycopg.Rollback
+
+    def _set_over(self, commit: bool) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(commit)
+
+    def _pass_failure_on(self, job: concurrent.futures.Future[None]) -> None:
+        if self._begun.done():
+            return
+        if job.cancelled():
+            self._begun.cancel()
+        elif (error := job.exception()) is not None:
+            self._begun.set_exception(error)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    # psycopg cannot use the Proactor loop, which is the default on Windows.
+    return asyncio.SelectorEventLoop() if sys.platform == "win32" else asyncio.new_event_loop()
+
+
+def _refuse_gevent() -> None:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise RuntimeError(
+            "db.background and db.aio need a thread of their own, which gevent has patched away:"
+            " use the sync calls, db.fetch_all(…) and the others, in this process"
+        )
