@@ -1,0 +1,43 @@
+"""An orders desk for a small shop, to show what an app with flask_pgmonkey looks like.
+
+Read on in ``database.py`` (the one line that connects), ``views.py`` (queries),
+``orders.py`` (a transaction) and ``errors.py`` (what to say when the database is down).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from flask import Flask
+
+from . import csrf, errors, views
+from .database import db, init_db_command
+
+
+def create_app(config: Mapping[str, Any] | None = None) -> Flask:
+    """The orders desk, on the embedded server unless ``FLASK_PGMONKEY_CONFIG`` names another."""
+    app = Flask(__name__)
+    app.config.from_mapping(
+        # A new key for each process is enough to try things out. With several workers, or to
+        # keep sessions over a restart, set FLASK_SECRET_KEY.
+        SECRET_KEY=secrets.token_hex(),
+        SESSION_COOKIE_SAMESITE="Lax",
+    )
+    app.config.from_prefixed_env()
+    app.config.from_mapping(config)
+
+    db.init_app(app)
+    csrf.init_app(app)
+    errors.init_app(app)
+    app.register_blueprint(views.desk)
+    app.cli.add_command(init_db_command)
+    app.add_template_filter(money)
+    return app
+
+
+def money(amount: Decimal) -> str:
+    """``1234.5`` as ``€1,234.50``."""
+    return f"€{amount:,.2f}"

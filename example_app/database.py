@@ -1,0 +1,46 @@
+"""The database of the orders desk, and the command that creates and fills it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from flask.cli import with_appcontext
+from psycopg.rows import namedtuple_row
+
+from flask_pgmonkey import PGMonkey
+
+db = PGMonkey(config="embedded", row_factory=namedtuple_row)
+
+HERE = Path(__file__).parent
+
+
+def init_db(orders: int = 200) -> int:
+    """Create what is missing of the tables, customers, products and sample orders.
+
+    :param orders: How many orders there should be in all. Existing orders stay.
+    :returns: How many orders were added.
+    """
+    with db.transaction() as tx:
+        # Two who click at the same moment: the second waits and finds everything there.
+        tx.execute("SELECT pg_advisory_xact_lock(hashtext('example_app'))")
+        tx.execute((HERE / "schema.sql").read_bytes())
+        present: int = tx.fetch_value("SELECT count(*) FROM orders")
+        missing = max(0, orders - present)
+        tx.execute((HERE / "sample_orders.sql").read_bytes(), {"missing": missing})
+    return missing
+
+
+@click.command("init-db")
+@click.option(
+    "--orders",
+    default=200,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Add sample orders until there are this many.",
+)
+@with_appcontext
+def init_db_command(orders: int) -> None:
+    """Create the tables and fill them. Running it again changes nothing."""
+    added = init_db(orders)
+    click.echo(f"The orders desk is ready: {added:,} sample orders added.")

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+from flask import Flask
+
+from example_app.database import db, init_db
+
+from .conftest import Visitor
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/", "Hana Nováková"),
+        ("/orders/1", "Order № 1"),
+        ("/orders/new", "Brass seal"),
+        ("/products", "Brass seal"),
+        ("/users", "ada@example.org"),
+    ],
+)
+def test_pages_show_what_is_in_the_database(visitor: Visitor, path: str, text: str) -> None:
+    response = visitor.get(path)
+    assert response.status_code == 200
+    assert text in response.text
+
+
+@pytest.mark.parametrize("path", ["/orders/999", f"/orders/{10**30}", "/nowhere"])
+def test_what_is_not_there_is_a_page_too(visitor: Visitor, path: str) -> None:
+    response = visitor.get(path)
+    assert response.status_code == 404
+    assert "To the orders" in response.text
+
+
+def test_the_pages_of_orders_show_every_order_once_and_the_newest_first(visitor: Visitor) -> None:
+    path: str | None = "/"
+    numbers: list[int] = []
+    while path:
+        page = visitor.get(path).text
+        numbers += [int(number) for number in re.findall(r"№ (\d+)", page)]
+        older = re.search(r'href="([^"]+)" rel="next"', page)
+        path = older[1] if older else None
+    assert numbers == list(range(45, 0, -1))
+
+
+def test_names_are_escaped(desk: Flask, visitor: Visitor) -> None:
+    with desk.app_context():
+        db.execute("UPDATE users SET name = '<script>alert(1)</script>' WHERE id = 1")
+    for path in ("/", "/orders/new", "/users"):
+        page = visitor.get(path).text
+        assert "&lt;script&gt;" in page
+        assert "<script>" not in page
+
+
+def test_a_sent_order_leads_to_its_page(visitor: Visitor) -> None:
+    sent = visitor.send("/orders/new", user=2, quantity_1=2)
+    assert (sent.status_code, sent.location) == (303, "/orders/46")
+    page = visitor.get(sent.location).text
+    assert "The order is placed." in page
+    assert "Bashir Haddad" in page
+
+
+def test_a_refused_order_comes_back_with_the_reason_and_what_was_typed(visitor: Visitor) -> None:
+    sent = visitor.send("/orders/new", user=2, quantity_1=2, quantity_12=9)
+    assert sent.status_code == 409
+    assert "You want 9 of “Travel inkwell”, and we have 1 left." in sent.text
+    assert re.search(r'name="quantity-12"[^>]*\s+value="9"', sent.text)
+    assert visitor.get("/orders/46").status_code == 404
+
+
+@pytest.mark.parametrize("pieces", ["-1", "0", "", "two", "1.5"])
+def test_an_order_of_no_whole_pieces_is_refused(visitor: Visitor, pieces: str) -> None:
+    sent = visitor.send("/orders/new", user=2, quantity_1=pieces)
+    assert sent.status_code == 409
+    assert "at least one product" in sent.text
+
+
+def test_restocking_adds_to_the_stock(desk: Flask, visitor: Visitor) -> None:
+    assert visitor.send("/products/12/restock", pieces=10).status_code == 303
+    with desk.app_context():
+        assert db.fetch_value("SELECT stock FROM products WHERE id = 12") == 11
+    assert visitor.send("/products/12/restock", pieces=-10).status_code == 400
+    assert visitor.send("/products/999/restock", pieces=10).status_code == 404
+
+
+@pytest.mark.parametrize("token", ["", "x", "ü"])
+def test_a_form_without_the_token_of_its_session_changes_nothing(
+    visitor: Visitor, token: str
+) -> None:
+    forged = {"csrf_token": token, "user": 2, "quantity-1": 1}
+    assert visitor.client.post("/orders/new", data=forged).status_code == 400
+    assert visitor.get("/orders/46").status_code == 404
+
+
+def test_the_api_answers_users_and_orders(visitor: Visitor) -> None:
+    users = visitor.get("/api/users").json["users"]  # type: ignore[index]
+    assert users[0] == {"id": 1, "name": "Ada Lindqvist"}
+    orders = visitor.get("/api/orders").json["orders"]  # type: ignore[index]
+    assert [order["id"] for order in orders] == list(range(1, 46))
+    assert set(orders[0]) == {"id", "total"}
+
+
+def test_the_csv_file_holds_every_line_of_every_order(desk: Flask, visitor: Visitor) -> None:
+    with desk.app_context():
+        init_db(orders=3000)
+        lines = db.fetch_value("SELECT count(*) FROM order_lines")
+    response = visitor.get("/orders.csv")
+    assert response.is_streamed
+    header, *rows = csv.reader(response.text.splitlines())
+    assert header == ["order", "placed_at", "customer", "product", "quantity", "price"]
+    assert len(rows) == lines
+    assert {int(row[0]) for row in rows} == set(range(1, 3001))
+
+
+def test_a_visitor_who_leaves_in_the_middle_of_the_file_holds_no_connection(
+    desk: Flask, visitor: Visitor
+) -> None:
+    with desk.app_context():
+        init_db(orders=3000)
+    for _ in range(20):  # more often than the pool has connections
+        response = visitor.get("/orders.csv")
+        next(response.iter_encoded())
+        response.close()
+    assert visitor.get("/").status_code == 200
