@@ -1,0 +1,188 @@
+"""Every file under docs/recipes runs as it stands, beside a config.yaml of a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import yaml
+
+DOCS = Path(__file__).parents[2] / "docs"
+RECIPES = DOCS / "recipes"
+
+PROGRAMS = {
+    "normal_connection": [
+        "The second insert was rolled back.",
+        "Users: [('Ada',)]",
+        "The second call gave the same object: True",
+    ],
+    "pool": [
+        "[0, 1, 4, 9, 16, 25, 36, 49, 64, 81]",
+        "The second call gave the same pool: True",
+    ],
+    "async_connection": ["Users: 0", "The second call gave the same object: True"],
+    "async_pool": ["Connections used: 3", "The second call gave the same pool: True"],
+    "script_database": ["Inside the transaction: [('ADA',), ('GRACE',)]", "Users: 2"],
+}
+APPS = {
+    "first_view",
+    "flask_database",
+    "flask_factory",
+    "fastapi_database",
+    "transactions",
+    "streaming",
+}
+
+SCHEMA = """
+    CREATE TABLE users (id integer GENERATED ALWAYS AS IDENTITY, name text NOT NULL);
+    CREATE TABLE nicknames (name text PRIMARY KEY);
+    CREATE TABLE orders (id integer, total integer);
+"""
+
+
+@pytest.fixture
+def tables(
+    database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to the recipes' database; its config.yaml is in the working directory."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"connection_settings": database}))
+    config.chmod(0o600)
+    monkeypatch.chdir(tmp_path)
+    with psycopg.connect(**database, autocommit=True) as connection:
+        connection.execute(SCHEMA)
+        yield connection
+
+
+@pytest.fixture
+def load(
+    tables: psycopg.Connection[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], ModuleType]:
+    """Import a recipe from a copy beside the config file."""
+
+    def load_recipe(name: str) -> ModuleType:
+        copy = tmp_path / f"{name}.py"
+        copy.write_text((RECIPES / f"{name}.py").read_text())
+        spec = importlib.util.spec_from_file_location(name, copy)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load_recipe
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_print_what_they_say(tables: psycopg.Connection[Any], name: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-W", "error", RECIPES / f"{name}.py"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == PROGRAMS[name]
+
+
+def test_every_recipe_is_run_here_and_shown_on_a_page() -> None:
+    recipes = {file.stem for file in RECIPES.glob("*.py")}
+    assert recipes == PROGRAMS.keys() | APPS
+    pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
+    assert {name for name in recipes if f"recipes/{name}.py" not in pages} == set()
+
+
+def test_first_view_answers_users(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("first_view")
+    tables.execute("INSERT INTO users (name) VALUES ('Ada')")
+    response = recipe.app.test_client().get("/users")
+    assert response.json == {"users": [{"id": 1, "name": "Ada"}]}
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
+
+
+def test_flask_with_a_module_level_database(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("flask_database")
+    tables.execute("INSERT INTO users (name) VALUES ('Ada')")
+    response = recipe.app.test_client().get("/users")
+    assert response.json == {"users": [{"id": 1, "name": "Ada"}]}
+    recipe.db.close()
+
+
+def test_flask_factory_takes_its_database_from_the_environment(
+    load: Callable[[str], ModuleType],
+    tables: psycopg.Connection[Any],
+    config_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = load("flask_factory")
+    tables.execute("INSERT INTO users (name) VALUES ('Ada')")
+    first = recipe.create_app()
+    monkeypatch.setenv("FLASK_PGMONKEY_CONFIG", str(config_file))
+    second = recipe.create_app("no-such-file.yaml")
+    for app in (first, second):
+        assert app.test_client().get("/users").json == {"users": [{"id": 1, "name": "Ada"}]}
+        with app.app_context():
+            recipe.db.clear_cache()
+
+
+def test_fastapi_through_its_lifespan(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("fastapi_database")
+    tables.execute("INSERT INTO orders VALUES (1, 250)")
+
+    async def ask() -> Any:
+        transport = httpx.ASGITransport(recipe.app)
+        async with recipe.app.router.lifespan_context(recipe.app):
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return (await client.get("/orders")).json()
+
+    assert asyncio.run(ask()) == {"orders": [{"id": 1, "total": 250}]}
+    wait_until_alone(tables)
+
+
+def wait_until_alone(connection: psycopg.Connection[Any]) -> None:
+    """Return once no other session uses the connection's database."""
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    deadline = time.monotonic() + 5
+    while connection.execute(sessions).fetchone() != (1,):
+        assert time.monotonic() < deadline, "a session of the recipe is still connected"
+
+
+def test_a_nested_transaction_is_a_savepoint(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("transactions")
+    client = recipe.app.test_client()
+    assert client.post("/users/Adam").status_code == 201
+    assert client.post("/users/Adalbert").status_code == 201
+    nicknames = tables.execute("SELECT name FROM nicknames ORDER BY name").fetchall()
+    assert nicknames == [("Ada",), ("Ada2",)]
+    assert client.get("/report").json == {"users": 2, "nicknames": 2}
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
+
+
+def test_a_stream_of_any_size(load: Callable[[str], ModuleType]) -> None:
+    recipe = load("streaming")
+    lines = recipe.app.test_client().get("/numbers.csv").text.splitlines()
+    assert len(lines) == 100_000
+    assert lines[-1] == "100000,200000"
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
