@@ -53,13 +53,15 @@ def parse_uri(uri: str) -> dict[str, str] | None:
     credentials, _, server = (
         rest.partition("@") if "@" in rest.partition("/")[0] else ("", "", rest)
     )
-    if "?" in credentials or "@" in server.partition("?")[0]:
-        return None
     try:
-        options = pq.Conninfo.parse(uri.encode())
-        return {option.keyword.decode(): option.val.decode() for option in options if option.val}
+        parsed = pq.Conninfo.parse(uri.encode())
+        options = {option.keyword.decode(): option.val.decode() for option in parsed if option.val}
     except (psycopg.OperationalError, UnicodeError):
         return None
+    in_wrong_place = "@" in server and any(
+        "@" in options.get(key, "") for key in ("host", "dbname")
+    )
+    return None if in_wrong_place or "?" in credentials else options
 
 
 def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:

@@ -8,6 +8,7 @@ import re
 import stat
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def load_config(
     :raises EnvInterpolationError: if a reference cannot be resolved.
     """
     file = path_of(path)
-    config = normalize_config(read_file(file))
+    config = unwrap(read_file(file), f"file {file}", stacklevel=3)
     if not resolve_env:
         return config
     references = References(f"file {file}", file.parent, allow_sensitive_defaults)
@@ -68,29 +69,35 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     :raises ConfigError: if that key does not hold a mapping or has other keys beside it.
     """
+    return unwrap(config, "the mapping", stacklevel=3)
+
+
+def unwrap(config: Mapping[str, Any], origin: str, stacklevel: int) -> dict[str, Any]:
+    """Do the work of :func:`normalize_config` for a config from *origin*."""
     if not isinstance(config, Mapping):
-        raise ConfigError(f"A config must be a mapping, not {type(config).__name__}.")
+        raise ConfigError(f"{origin}: expected a mapping, not {type_name(config)}.")
     if "postgresql" not in config:
         return dict(config)
     wrapped = config["postgresql"]
     if not isinstance(wrapped, Mapping) or len(config) > 1:
         raise ConfigError(
-            "The outdated key postgresql must hold all sections of the config; "
+            f"{origin}: the outdated key postgresql must hold all sections of the config; "
             "remove it and move its sections to the top level."
         )
     warnings.warn(
-        "The key postgresql around a config is deprecated; move its sections to the top level.",
+        f"{origin}: the key postgresql around a config is deprecated; "
+        "move its sections to the top level.",
         DeprecationWarning,
-        stacklevel=2,
+        stacklevel=stacklevel,
     )
     return dict(wrapped)
 
 
 def read_file(file: Path) -> dict[str, Any]:
-    """Parse *file* and warn about its permissions."""
+    """Parse *file* and warn, once in each process, about its permissions."""
     content, mode = _read_bytes(file)
     config = _parse(_decode(content, file), file)
-    _warn_about_permissions(file, mode, config)
+    _warn_about_permissions(file, mode, any(_literal_secrets(config)))
     return config
 
 
@@ -180,14 +187,15 @@ def _refuse_duplicate_keys(root: yaml.Node, file: Path) -> None:
                 pending.append((value, (*path, key.value)))
 
 
-def _warn_about_permissions(file: Path, mode: int, config: Mapping[str, Any]) -> None:
+@cache
+def _warn_about_permissions(file: Path, mode: int, holds_secret: bool) -> None:
     if os.name != "posix":
         return
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
         logger.warning(
             "Others may change the config file %s; run: %s", file, _shell("chmod go-w", file)
         )
-    if mode & (stat.S_IRGRP | stat.S_IROTH) and any(_literal_secrets(config)):
+    if mode & (stat.S_IRGRP | stat.S_IROTH) and holds_secret:
         logger.warning(
             "The config file %s holds a password and others may read it; run: %s",
             file,

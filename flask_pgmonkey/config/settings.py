@@ -15,6 +15,7 @@ from .libpq import ENVIRONMENT_VARIABLES, effective_options
 from .validation import (
     CONNECTION_TYPES,
     connection_option,
+    executions_or_off,
     seconds,
     server_setting,
     switch,
@@ -171,12 +172,16 @@ class ConnectionSettings(NamedTuple):
 
     :param from_uri: the options that ``uri`` gives.
     :param own: the options that have a key of their own and override those of the URI.
+    :param preparing: psycopg's ``prepare_threshold``, where it is given; None for never.
     """
 
     from_uri: dict[str, str]
     own: dict[str, str]
     autocommit: bool
-    prepare_threshold: int | None
+    preparing: dict[str, int | None]
+
+    def __repr__(self) -> str:
+        return "<ConnectionSettings>"
 
     def options(self) -> dict[str, str]:
         """Give the options for libpq."""
@@ -184,10 +189,7 @@ class ConnectionSettings(NamedTuple):
 
     def kwargs(self) -> dict[str, Any]:
         """Give the arguments for psycopg."""
-        kwargs: dict[str, Any] = self.options()
-        if self.prepare_threshold is not None:
-            kwargs["prepare_threshold"] = self.prepare_threshold
-        return kwargs
+        return {**self.options(), **self.preparing}
 
 
 def _validated(written: WrittenConfig) -> Config:
@@ -207,7 +209,7 @@ def _validated(written: WrittenConfig) -> Config:
     content = (
         connection_type,
         connection.autocommit,
-        connection.prepare_threshold,
+        connection.preparing,
         astuple(pool),
         astuple(async_pool),
         _identity(written, "connection_settings", connection.own, connection.from_uri),
@@ -268,8 +270,7 @@ def _pool_settings(written: WrittenConfig, section: str) -> PoolSettings:
     pool = PoolSettings(**values)
     if pool.min_size > pool.max_size:
         raise ConfigError(
-            f"{written.origin}: {section}.min_size must not be larger than {section}.max_size "
-            f"(by default min_size is {PoolSettings.min_size})."
+            f"{written.origin}: {section}.min_size must not be larger than {section}.max_size."
         )
     return pool
 
@@ -288,7 +289,7 @@ def _connection_settings(written: WrittenConfig) -> ConnectionSettings:
         from_uri=uri_options(uri) if uri else {},
         own={name: connection_option(setting, name) for name, setting in settings.items()},
         autocommit=switch(autocommit) if autocommit else False,
-        prepare_threshold=whole_number(threshold, least=0) if threshold else None,
+        preparing={"prepare_threshold": executions_or_off(threshold)} if threshold else {},
     )
 
 

@@ -138,6 +138,9 @@ class Setting(NamedTuple):
     value: Any
     shown: str
 
+    def __repr__(self) -> str:
+        return f"<Setting {self.place}>"
+
     @classmethod
     def at(cls, origin: str, path: KeyPath, value: Any, hidden: bool) -> Setting:
         """Describe the value at *path*; *hidden* keeps it out of errors, as secret keys do."""
@@ -158,21 +161,29 @@ class Setting(NamedTuple):
         return ConfigError(f"{self.place} must be {expected}{self.shown}.")
 
 
-def whole_number(
-    setting: Setting, least: int = -_LARGEST_INTEGER - 1, most: int = _LARGEST_INTEGER
-) -> int:
-    """Read an integer from a number or from digits in quotes."""
-    expected = "a whole number"
-    if least > -_LARGEST_INTEGER - 1:
-        expected += (
-            f" of at least {least}" if most == _LARGEST_INTEGER else f" from {least} to {most}"
-        )
+def whole_number(setting: Setting, least: int = -_LARGEST_INTEGER) -> int:
+    """Read an integer of 32 bits from a number or from digits in quotes."""
     value = setting.value
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,10}\s*", value):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise setting.error(expected)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not least <= value <= _LARGEST_INTEGER
+    ):
+        limit = f" of at least {least}" if least > -_LARGEST_INTEGER else ""
+        raise setting.error(f"a whole number{limit}")
     return value
+
+
+def executions_or_off(setting: Setting) -> int | None:
+    """Read a number of executions, or false or off, which is None."""
+    value = setting.value
+    if value is False or (isinstance(value, str) and value.strip().lower() in ("off", "false")):
+        return None
+    if value is True:
+        raise setting.error("a whole number of at least 0, or off")
+    return whole_number(setting, least=0)
 
 
 def seconds(setting: Setting, zero: bool = False) -> float:

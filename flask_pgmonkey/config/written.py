@@ -17,9 +17,11 @@ from .interpolation import (
     structured_reference,
 )
 from .libpq import URI_SCHEMES
-from .loading import logger, normalize_config, path_of, read_file, type_name, warn_if_readable
+from .loading import logger, path_of, read_file, type_name, unwrap, warn_if_readable
 from .redaction import is_secret_key
 from .validation import Setting, check_keys
+
+_SERVERS = ("uri", "host", "hostaddr", "port")
 
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -37,6 +39,9 @@ class WrittenConfig(NamedTuple):
     connection_type: Any
     sections: dict[str, dict[str, Any]]
     references: References | None
+
+    def __repr__(self) -> str:
+        return f"<WrittenConfig from {self.origin}>"
 
     def settings(self, section: str) -> dict[str, Setting]:
         """Give the values of *section*, resolved and ready to be checked.
@@ -116,12 +121,17 @@ class WrittenConfig(NamedTuple):
             return self
         for path, value in self.values():
             self.references.check(value, path)
+        sections = {
+            section: {name: value for name, value in content.items() if not is_reference(value)}
+            for section, content in self.sections.items()
+        }
+        # Hosts and ports have to match in number, so they are checked together or not at all.
+        if any(is_reference(self.sections["connection_settings"].get(name)) for name in _SERVERS):
+            for name in _SERVERS:
+                sections["connection_settings"].pop(name, None)
+        is_literal = not is_reference(self.connection_type)
         return self._replace(
-            connection_type=None if is_reference(self.connection_type) else self.connection_type,
-            sections={
-                section: {name: value for name, value in content.items() if not is_reference(value)}
-                for section, content in self.sections.items()
-            },
+            connection_type=self.connection_type if is_literal else None, sections=sections
         )
 
     def warn_about_lookalikes(self) -> None:
@@ -158,13 +168,14 @@ def read_written(
 ) -> WrittenConfig:
     """Read *source* and check its keys; see :func:`read_config` for the parameters."""
     folder = Path()
+    content: Mapping[str, Any]
     if isinstance(source, Mapping):
-        kind, content = "mapping", normalize_config(source)
+        kind, content = "mapping", source
     elif isinstance(source, str) and source.startswith(URI_SCHEMES):
         kind, content = "URI", {"connection_settings": {"uri": source}}
     elif isinstance(source, (str, os.PathLike)):
         file = path_of(source)
-        kind, content, folder = "file", normalize_config(read_file(file)), file.parent
+        kind, content, folder = "file", read_file(file), file.parent
         origin = f"{origin}, file {file}" if origin else f"file {file}"
     else:
         raise ConfigError(
@@ -172,6 +183,8 @@ def read_written(
             f"{URI_SCHEMES[0]} URI, not {type_name(source)}."
         )
     origin = origin or f"the {kind}"
+    # The warning shows at the caller of read_config.
+    content = unwrap(content, origin, stacklevel=4)
     references = References(origin, folder, allow_sensitive_defaults) if resolve_env else None
     sections = check_keys(content, origin)
     return WrittenConfig(origin, kind, content.get("connection_type"), sections, references)

@@ -1,0 +1,151 @@
+"""The servers, the faults and the leak check that every test can use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+import yaml
+
+from .proxy import Proxy
+from .servers import (
+    PrivateServer,
+    Server,
+    choose_server,
+    make_open_folder,
+    run_private_server,
+    run_server,
+)
+
+NO_SKIP = os.environ.get("PGMONKEY_NO_SKIP") == "1"
+chosen_server = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[chosen_server] = choose_server()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    choice = config.stash[chosen_server]
+    return f"postgresql: {choice if choice in ('docker', 'embedded') else 'PGMONKEY_TEST_SERVER'}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if NO_SKIP and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped: {call.excinfo and call.excinfo.value}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if NO_SKIP and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} was skipped: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> Iterator[Server]:
+    """The suite's PostgreSQL."""
+    with run_server(pytestconfig.stash[chosen_server]) as running:
+        yield running
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[dict[str, Any]]:
+    """connection_settings of a fresh, empty database."""
+    with server.database() as name:
+        yield server.settings(name)
+
+
+@pytest.fixture
+def config_file(database: dict[str, Any], tmp_path: Path) -> Path:
+    """A YAML file with nothing but the connection_settings of ``database``."""
+    path = tmp_path / "database.yaml"
+    path.write_text(yaml.safe_dump({"connection_settings": database}))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A temporary folder for apps with an embedded server.
+
+    Every user can enter it. ``tmp_path`` is closed to the user who runs PostgreSQL for root, and
+    the data would lie in root's folder under /var/lib.
+    """
+    folder = make_open_folder()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def private_server() -> Iterator[PrivateServer]:
+    """A cluster of the test module's own, healed after each test."""
+    with run_private_server() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy() -> Iterator[Callable[[str, int], Proxy]]:
+    """Makes proxies to a host and port; they close when the test ends."""
+    with ExitStack() as proxies:
+        yield lambda host, port: proxies.enter_context(closing(Proxy(host, port)))
+
+
+@pytest.fixture(autouse=True)
+def _heal_private_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "private_server" in request.fixturenames:
+        request.getfixturevalue("private_server").heal()
+
+
+@pytest.fixture(autouse=True)
+def _push_request_context() -> None:
+    """Replaces pytest-flask's fixture, which pushes a request around every test with an ``app``."""
+
+
+@pytest.fixture(autouse=True)
+def _monkeypatch_response_class() -> None:
+    """Replaces pytest-flask's fixture, which changes the response class of every ``app``."""
+
+
+@pytest.fixture(autouse=True)
+def _fail_on_leaks() -> Iterator[None]:
+    """Fail a test that leaves a context pushed or a pooled connection out.
+
+    Sessions left at work on the server are found when ``database`` is dropped.
+    """
+    outer_context = flask.has_app_context()
+    yield
+    assert outer_context or not flask.has_app_context(), "The test left an app context pushed"
+    borrowed = _borrowed_connections()
+    assert not borrowed, f"The test left connections borrowed: {borrowed}"
+
+
+def _borrowed_connections() -> list[str]:
+    connections = sys.modules.get("flask_pgmonkey.connections")
+    if connections is None:
+        return []
+    deadline = time.monotonic() + 1
+    while borrowed := connections.borrowed_connections():
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return list(borrowed)
