@@ -1,0 +1,187 @@
+"""What the commands share: finding the database they work on, and writing to a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import psycopg
+from flask.cli import NoAppException, ScriptInfo
+from rich.console import Console
+from rich.table import Table
+
+from ..config import Config, ConfigSource, read_config
+from ..connections import Configure
+from ..connections.opening import ServerConnection
+from ..extension import PGMonkey
+from . import WrongUsage
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Target:
+    """A database that a command works on."""
+
+    name: str
+    """The bind's name, or the path that ``--config`` gave."""
+    source: ConfigSource
+    resolve_env: bool
+    allow_sensitive_defaults: bool
+    app: Flask | None = None
+
+    @cached_property
+    def config(self) -> Config:
+        """Read at first use, in any thread; that starts an embedded server.
+
+        :raises ConfigError: if it cannot be used.
+        """
+        if self.app is not None:
+            with self.app.app_context():
+                return extension_of(self.app).get_config(self.name)
+        return read_config(
+            self.source,
+            resolve_env=self.resolve_env,
+            allow_sensitive_defaults=self.allow_sensitive_defaults,
+        )
+
+    @property
+    def configure(self) -> Configure | None:
+        """What the app does to every new psycopg connection."""
+        return extension_of(self.app)._configure if self.app is not None else None
+
+    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """A new psycopg connection, outside autocommit, with ``sync_settings`` applied.
+
+        As a context manager it commits on success, rolls back on an exception, and closes.
+        """
+        connection = ServerConnection.open(self.config, self.config.sync_settings, None, None)
+        connection.autocommit = False
+        return connection
+
+
+def find_options(command: F) -> F:
+    """Add the options that say which databases: the keyword arguments of :func:`find_targets`."""
+    for option in (
+        click.option(
+            "--allow-sensitive-defaults",
+            is_flag=True,
+            help="With --resolve-env: permit ${VAR:-default} for secrets too.",
+        ),
+        click.option(
+            "--resolve-env",
+            is_flag=True,
+            help="Resolve ${VAR}, from_env and from_file in the file of --config.",
+        ),
+        click.option("--bind", metavar="NAME", help="The database of the app with this name."),
+        click.option(
+            "--config", "config_path", metavar="PATH", help="Use this YAML file; no app is needed."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def database_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let *command* work on one database: it is called with ``target``, a :class:`Target`.
+
+    The options are those of :func:`find_options`; without any, it is the app's default database.
+    """
+
+    @find_options
+    @wraps(command)
+    def with_target(
+        *args: Any,
+        config_path: str | None,
+        bind: str | None,
+        resolve_env: bool,
+        allow_sensitive_defaults: bool,
+        **kwargs: Any,
+    ) -> Any:
+        if config_path is None and bind is None:
+            bind = "default"
+        (target,) = find_targets(config_path, bind, resolve_env, allow_sensitive_defaults)
+        return command(*args, target=target, **kwargs)
+
+    return with_target
+
+
+def find_targets(
+    config_path: str | None,
+    bind: str | None,
+    resolve_env: bool = False,
+    allow_sensitive_defaults: bool = False,
+) -> list[Target]:
+    """The database of *config_path*, or of the app's *bind*, or of every bind if both are None.
+
+    :raises WrongUsage: if the options contradict each other, or the app has no such database.
+    """
+    if config_path is not None:
+        if bind is not None:
+            raise WrongUsage("Give either --config PATH or --bind NAME, not both.")
+        return [Target(config_path, config_path, resolve_env, allow_sensitive_defaults)]
+    if resolve_env or allow_sensitive_defaults:
+        raise WrongUsage(
+            "--resolve-env and --allow-sensitive-defaults go with --config PATH;"
+            " an app has PGMONKEY_RESOLVE_ENV and PGMONKEY_ALLOW_SENSITIVE_DEFAULTS."
+        )
+    app = load_app()
+    db = extension_of(app)
+    with app.app_context():
+        state = db._state()
+    names = list(state.sources)
+    if bind is not None and bind not in names:
+        raise WrongUsage(f"The app has no bind {bind!r}; its binds are: {', '.join(names)}.")
+    return [
+        Target(name, source, state.resolve_env, state.allow_sensitive_defaults, app)
+        for name, source in state.sources.items()
+        if bind in (None, name)
+    ]
+
+
+def extension_of(app: Flask) -> PGMonkey:
+    if "pgmonkey" not in app.extensions:
+        raise WrongUsage(
+            f"The app {app.name!r} has no PGMonkey. Call PGMonkey(app) or db.init_app(app) where"
+            " it is made, or name a config file with --config PATH."
+        )
+    db: PGMonkey = app.extensions["pgmonkey"]
+    return db
+
+
+def load_app() -> Flask:
+    """The app of the running ``flask`` command."""
+    try:
+        return click.get_current_context().ensure_object(ScriptInfo).load_app()
+    except NoAppException as error:
+        message = f"{error.format_message()} Or name a config file with --config PATH."
+        raise NoAppException(message) from error
+
+
+def stderr_console() -> Console:
+    """For progress and notes; without colours when NO_COLOR is set or stderr is no terminal."""
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def stdout_console() -> Console:
+    """For results; when piped, lines are as long as their text."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 100_000
+    return console
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print *rows* to stdout in columns, each text whole; a terminal folds the long ones."""
+    table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    for column in table.columns:
+        column.overflow = "fold"
+    stdout_console().print(table)

@@ -1,0 +1,318 @@
+"""``flask pgmonkey test``: does every connection type of every database work?"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import asdict, dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic, perf_counter
+from typing import Any, NoReturn, TypeAlias
+
+import click
+import psycopg
+
+from ..config import CONNECTION_TYPES, Config
+from ..errors import ConfigError
+from ..manager import PGConnectionManager
+from . import one_line
+from .common import Target, find_options, find_targets, print_table
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """The bounds of a pool, and how many of its connections were borrowed at once."""
+
+    min_size: int
+    max_size: int
+    borrowed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one connection type of one database."""
+
+    bind: str
+    type: str
+    passed: bool = False
+    error: str | None = None
+    server_version: str | None = None
+    tls: str | None = None
+    """Protocol and cipher; "ended before the server" where the server knows of none."""
+    authentication: str | None = None
+    connect_ms: float | None = None
+    query_ms: float | None = None
+    pool: PoolSize | None = None
+
+
+@click.command("test", short_help="Test every connection type of every database.")
+@find_options
+@click.option(
+    "--type",
+    "connection_type",
+    type=click.Choice(CONNECTION_TYPES),
+    help="Test this connection type only.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds for everything; what is not done by then has failed.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def test_connections(
+    connection_type: str | None, timeout: float, as_json: bool, **options: Any
+) -> None:
+    """Connect and query with every connection type of every database.
+
+    From each pool one connection more than min_size is borrowed at once, as far as max_size
+    allows. Exit code 0 if all passed, 1 if any failed, 2 if a config cannot be used.
+
+    \b
+      flask --app shop pgmonkey test
+      flask --app shop pgmonkey test --bind reports --type pool
+      flask pgmonkey test --config db.yaml --json
+    """
+    deadline = monotonic() + timeout
+    targets = find_targets(**options)
+    types = CONNECTION_TYPES if connection_type is None else (connection_type,)
+    unfinished = f"not finished within the {timeout:g} s of --timeout"
+    rows = {
+        (target.name, type_): Row(target.name, type_, error=unfinished)
+        for target in targets
+        for type_ in types
+    }
+    # Threads that may be left behind: no timeout of psycopg's holds against every server.
+    results: SimpleQueue[Row | ConfigError] = SimpleQueue()
+    threads = [
+        Thread(target=probe_types, args=(target, types, results), daemon=True) for target in targets
+    ]
+    for thread in threads:
+        thread.start()
+    config_error = None
+    for _ in rows:
+        try:
+            result = results.get(timeout=max(0.0, deadline - monotonic()))
+        except Empty:
+            break
+        if isinstance(result, ConfigError):
+            config_error = result
+            break
+        rows[result.bind, result.type] = result
+    if config_error is None:
+        print_rows(list(rows.values()), as_json)
+    else:
+        click.echo(f"Error: {one_line(config_error)}", err=True)
+    exit_code = 2 if config_error else int(not all(row.passed for row in rows.values()))
+    for thread in threads:
+        thread.join(max(0.0, deadline - monotonic()))
+    if any(thread.is_alive() for thread in threads):
+        leave_threads_behind(exit_code)
+    click.get_current_context().exit(exit_code)
+
+
+def leave_threads_behind(exit_code: int) -> NoReturn:
+    """End the process at once; the interpreter's own end could wait for a stuck connection."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def probe_types(
+    target: Target, types: Sequence[str], results: SimpleQueue[Row | ConfigError]
+) -> None:
+    """Put a row for each of *types* into *results*, or the error of the config.
+
+    One after the other, so that the types do not take each other's places on a small server. Where
+    the first fails the rest will hardly get a place, and run at once to be done in time.
+    """
+    try:
+        config = target.config
+    except ConfigError as error:
+        results.put(error)
+        return
+    except Exception as error:  # An embedded server that does not start, for one.
+        for type_ in types:
+            results.put(Row(target.name, type_, error=one_line(error)))
+        return
+    first, *rest = types
+    row = probe_type(target, config, first)
+    results.put(row)
+    if not row.passed:
+        probe_at_once(target, config, rest, results)
+        return
+    for type_ in rest:
+        results.put(probe_type(target, config, type_))
+
+
+def probe_at_once(
+    target: Target, config: Config, types: Sequence[str], results: SimpleQueue[Row | ConfigError]
+) -> None:
+    threads = [
+        Thread(target=lambda one=type_: results.put(probe_type(target, config, one)), daemon=True)
+        for type_ in types
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def probe_type(target: Target, config: Config, type_: str) -> Row:
+    """The row of one type, passed or not."""
+    row = Row(target.name, type_)
+    manager = PGConnectionManager(configure=target.configure)
+    try:
+        if type_.startswith("async"):
+            return asyncio.run(probe_async(manager, config, row))
+        return probe_sync(manager, config, row)
+    except Exception as error:  # Not psycopg's only: the app's own `configure` runs in there.
+        return replace(row, error=words_of(error))
+
+
+def words_of(error: Exception) -> str:
+    """The text of *error*, and the server's words where those are its cause."""
+    cause = error.__cause__
+    if isinstance(error, psycopg.Error) and isinstance(cause, psycopg.Error):
+        return f"{one_line(error)} ({one_line(cause)})"
+    return one_line(error)
+
+
+def probe_sync(manager: PGConnectionManager, config: Config, row: Row) -> Row:
+    """Fill in *row*.
+
+    :raises psycopg.Error: whatever went wrong.
+    """
+    start = perf_counter()
+    try:
+        connection = manager.connection_for(config, row.type)
+        connected = perf_counter()
+        with connection as conn:
+            facts = conn.execute(facts_query(conn)).fetchone()
+            asked = perf_counter()
+            conn.execute("SELECT 1")
+            answered = perf_counter()
+            row = with_facts(row, conn, facts, connected - start, answered - asked)
+        if row.type == "pool":
+            size = size_to_try(config, row.type)
+            with ExitStack() as stack:
+                for _ in range(size.borrowed):
+                    stack.enter_context(connection.connection())
+            row = replace(row, pool=size)
+    finally:
+        manager.clear_cache()
+    return replace(row, passed=True)
+
+
+async def probe_async(manager: PGConnectionManager, config: Config, row: Row) -> Row:
+    """:func:`probe_sync` for the async types."""
+    start = perf_counter()
+    try:
+        connection = await manager.connection_for(config, row.type)
+        connected = perf_counter()
+        async with connection as conn:
+            facts = await (await conn.execute(facts_query(conn))).fetchone()
+            asked = perf_counter()
+            await conn.execute("SELECT 1")
+            answered = perf_counter()
+            row = with_facts(row, conn, facts, connected - start, answered - asked)
+        if row.type == "async_pool":
+            size = size_to_try(config, row.type)
+            async with AsyncExitStack() as stack:
+                for _ in range(size.borrowed):
+                    await stack.enter_async_context(connection.connection())
+            row = replace(row, pool=size)
+    finally:
+        await manager.clear_cache_async()
+    return replace(row, passed=True)
+
+
+def size_to_try(config: Config, connection_type: str) -> PoolSize:
+    settings = config.pool_settings(connection_type)
+    borrowed = min(settings.min_size + 1, settings.max_size)
+    return PoolSize(settings.min_size, settings.max_size, borrowed)
+
+
+AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+SYSTEM_USER_SINCE = 160000
+
+
+def facts_query(conn: AnyConnection) -> bytes:
+    """A query for the TLS protocol and cipher, the client certificate's name and the system user.
+
+    The system user begins with the authentication method; it is null where none was asked for.
+    """
+    system_user = "system_user" if conn.info.server_version >= SYSTEM_USER_SINCE else "NULL"
+    return f"""
+        SELECT nullif(concat_ws(' ', version, cipher), ''), client_dn, {system_user}
+        FROM (VALUES (pg_backend_pid())) AS own (pid)
+        LEFT JOIN pg_catalog.pg_stat_ssl USING (pid)
+    """.encode()  # noqa: S608 - nothing of a user's is in it
+
+
+def with_facts(
+    row: Row,
+    conn: AnyConnection,
+    facts: tuple[str | None, str | None, str | None],
+    connect_seconds: float,
+    query_seconds: float,
+) -> Row:
+    tls, certificate_name, system_user = facts
+    return replace(
+        row,
+        server_version=(conn.info.parameter_status("server_version") or "").partition(" ")[0],
+        tls=tls or ("ended before the server" if conn.pgconn.ssl_in_use else None),
+        authentication=authentication_of(conn, certificate_name, system_user),
+        connect_ms=round(1000 * connect_seconds, 2),
+        query_ms=round(1000 * query_seconds, 2),
+    )
+
+
+def authentication_of(
+    conn: AnyConnection, certificate_name: str | None, system_user: str | None
+) -> str:
+    if system_user is not None:
+        return system_user.partition(":")[0]
+    if conn.info.server_version >= SYSTEM_USER_SINCE:
+        return "trust"
+    if conn.pgconn.used_gssapi:
+        return "gss"
+    if conn.pgconn.used_password:
+        return "password"
+    return "certificate" if certificate_name else "none asked"
+
+
+def print_rows(rows: Sequence[Row], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    print_table(HEADERS, map(cells, rows))
+    for row in rows:
+        if row.error is not None:
+            click.echo(f"{row.bind} {row.type}: {row.error}")
+
+
+HEADERS = ("Bind", "Type", "Result", "Server", "TLS", "Auth", "Connect", "Query", "Pool")
+
+
+def cells(row: Row) -> list[str]:
+    if not row.passed:
+        return [row.bind, row.type, "FAILED", *[""] * 6]
+    return [
+        row.bind,
+        row.type,
+        "passed",
+        row.server_version or "",
+        row.tls or "none",
+        row.authentication or "",
+        f"{row.connect_ms:.1f} ms",
+        f"{row.query_ms:.1f} ms",
+        f"{row.pool.min_size}-{row.pool.max_size}" if row.pool else "",
+    ]

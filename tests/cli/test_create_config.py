@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from flask_pgmonkey.cli import pgmonkey
+from flask_pgmonkey.config import PoolSettings, load_config, read_config
+from flask_pgmonkey.config.validation import POOL_KEYS, SECTIONS
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "db.yaml"
+
+
+def create(*arguments: Any) -> Result:
+    return CliRunner().invoke(pgmonkey, ["create-config", *map(str, arguments)])
+
+
+def test_the_template_has_every_section_with_our_defaults(path: Path) -> None:
+    result = create(path)
+    assert result.exit_code == 0
+    assert result.stdout == ""
+    assert result.stderr == f"Wrote {path}.\n"
+    written = load_config(path)
+    assert set(written) == {"connection_type", *SECTIONS}
+    assert set(written["pool_settings"]) == set(written["async_pool_settings"]) == set(POOL_KEYS)
+    config = read_config(path)
+    assert config.pool == config.async_pool == PoolSettings()
+    assert config.target == "postgres@localhost:5432/postgres"
+    assert config.connect_kwargs()["connect_timeout"] == "3"
+
+
+def test_every_commented_line_of_the_template_can_be_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(path)
+    lines = path.read_text().splitlines()
+    active = [
+        line.replace("# ", "", 1) if line.startswith("  # ") and ": " in line else line
+        for line in lines
+        if not line.startswith("#")
+    ]
+    sentences = [line for line in active if line.endswith(".") or "; times in" in line]
+    path.write_text("\n".join(line for line in active if line not in sentences))
+    monkeypatch.setenv("PGPASSWORD", "pw")
+    config = read_config(path, resolve_env=True)
+    assert len(config.connect_kwargs()) > 12
+    assert len(config.sync_settings) == len(config.async_settings) == 4
+
+
+def test_only_the_owner_may_read_the_file(path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        create(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        path.chmod(0o644)
+        create(path, "--force")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(umask)
+
+
+def test_an_existing_file_stays_without_force(path: Path) -> None:
+    path.write_text("mine")
+    result = create(path)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {path} exists already; --force replaces it.\n"
+    assert path.read_text() == "mine"
+    assert create(path, "--force").exit_code == 0
+    assert "connection_settings" in path.read_text()
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_link_that_leads_nowhere_is_not_followed(path: Path) -> None:
+    path.symlink_to(path.with_name("elsewhere"))
+    assert create(path).exit_code == 1
+    assert not path.with_name("elsewhere").exists()
+
+
+def test_a_missing_folder_is_one_line_on_stderr(path: Path) -> None:
+    for option in ([], ["--force"]):
+        result = create(path / "below" / "db.yaml", *option)
+        assert result.exit_code == 1
+        assert result.stderr.count("\n") == 1
+        assert "No such file" in result.stderr
+    path.mkdir()
+    assert create(path, "--force").exit_code == 1
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_from_env_refers_to_the_variables_that_are_set(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"PGHOST": "db", "PGUSER": "app", "PGPASSWORD": "hunter2", "PGAPPNAME": "a: b"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    result = create(path, "--from-env")
+    assert result.exit_code == 0
+    assert "--resolve-env" in result.stderr
+    assert load_config(path)["connection_settings"] == {
+        "host": "${PGHOST}",
+        "user": "${PGUSER}",
+        "password": {"from_env": "PGPASSWORD"},
+        "application_name": "${PGAPPNAME}",
+    }
+    kwargs = read_config(path, resolve_env=True).connect_kwargs()
+    assert kwargs["password"] == "hunter2"
+    assert kwargs["application_name"] == "a: b"
+
+
+def test_from_env_without_variables_is_wrong_usage(path: Path) -> None:
+    result = create(path, "--from-env")
+    assert result.exit_code == 2
+    assert "PGHOST" in result.stderr
+    assert not path.exists()
+
+
+def test_the_password_of_a_uri_goes_into_a_reference(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = (
+        "postgresql://app:hun%40ter2@h1,h2:77/sh$%7Bop%7D?application_name=%22a%22%20%23b%0Ac%C3%A9"
+    )
+    result = create(path, "--uri", uri)
+    assert result.exit_code == 0
+    assert "PGPASSWORD" in result.stderr
+    assert "ter2" not in path.read_text() + result.output
+    monkeypatch.setenv("PGPASSWORD", "rotated")
+    assert read_config(path, resolve_env=True).connect_kwargs() == {
+        "user": "app",
+        "password": "rotated",
+        "host": "h1,h2",
+        "port": ",77",
+        "dbname": "sh${op}",
+        "application_name": '"a" #b\ncé',
+        "connect_timeout": "3",
+    }
+
+
+def test_a_uri_without_a_password_needs_no_references(path: Path) -> None:
+    result = create(path, "--uri", "postgresql://app@db/sh$%7Bop%7D")
+    assert result.stderr == f"Wrote {path}.\n"
+    settings = load_config(path)["connection_settings"]
+    assert settings == {"user": "app", "host": "db", "dbname": "sh${op}"}
+
+
+@pytest.mark.parametrize("uri", ["postgresql://app:hun@ter2@db", "mysql://app:hunter2@db", ""])
+def test_a_wrong_uri_is_an_error_that_does_not_quote_it(path: Path, uri: str) -> None:
+    result = create(path, "--uri", uri)
+    assert result.exit_code == 2
+    assert "URI" in result.stderr
+    assert "ter2" not in result.output
+    assert not path.exists()
+
+
+def test_from_env_and_uri_exclude_each_other(path: Path) -> None:
+    result = create(path, "--from-env", "--uri", "postgresql://")
+    assert result.exit_code == 2
+    assert not path.exists()
+
+
+def test_what_was_written_connects(
+    path: Path, database: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"host": "HOST", "port": "PORT", "user": "USER", "dbname": "DATABASE"}
+    for key, name in {**variables, "password": "PASSWORD"}.items():
+        if key in database:
+            monkeypatch.setenv(f"PG{name}", str(database[key]))
+    assert create(path, "--from-env").exit_code == 0
+    result = CliRunner().invoke(
+        pgmonkey, ["test", "--config", str(path), "--resolve-env", "--type", "pool"]
+    )
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(path.read_text())["connection_settings"].keys() <= {
+        *variables,
+        "password",
+    }

@@ -1,0 +1,134 @@
+"""The group ``flask pgmonkey``: what it lists, what it imports, how it shows errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import flask
+import pytest
+
+from flask_pgmonkey.cli import COMMANDS
+
+from .conftest import Invoke, Run, RunFlask
+
+
+def test_flask_help_lists_the_group_without_an_app(run_flask: RunFlask) -> None:
+    listed = run_flask("--help").stdout
+
+    assert "pgmonkey  Test, configure and fill PostgreSQL databases." in listed
+
+
+def test_the_groups_help_lists_every_command_with_a_line_about_it(run_flask: RunFlask) -> None:
+    shown = run_flask("pgmonkey", "--help")
+
+    assert shown.returncode == 0
+    for command in COMMANDS:
+        (line,) = [line for line in shown.stdout.splitlines() if line.startswith(f"  {command} ")]
+        assert line.split(command, 1)[1].strip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_commands_help_has_an_example_and_needs_no_app(run: Run, command: str) -> None:
+    shown = run(command, "--help")
+
+    assert shown.exit_code == 0
+    assert f"pgmonkey {command}" in shown.stdout.split("\n", 1)[1]
+
+
+def test_listing_the_group_imports_none_of_its_commands() -> None:
+    code = (
+        "import sys; from flask_pgmonkey import cli;"
+        "print([name for name in sys.modules if name.startswith(('rich', 'flask_pgmonkey.cli.'))])"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert process.stdout.strip() == "[]"
+
+
+def test_an_unknown_command_or_option_is_one_line_and_exit_code_2(run: Run) -> None:
+    for arguments in (["tset"], ["test", "--jsno"]):
+        shown = run(*arguments)
+
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert shown.stderr.startswith("Error: No such ")
+        assert shown.stderr.count("\n") == 1
+
+
+def test_without_app_and_config_the_error_names_both(run_flask: RunFlask) -> None:
+    shown = run_flask("pgmonkey", "server-config")
+
+    assert shown.returncode == 2
+    assert "'flask --app'" in shown.stderr
+    assert "--config PATH" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_an_app_without_pgmonkey_is_told_how_to_add_it(invoke: Invoke) -> None:
+    result = invoke(flask.Flask("bare"), "test")
+
+    assert result.exit_code == 2
+    assert "The app 'bare' has no PGMonkey. Call PGMonkey(app)" in result.stderr
+
+
+def test_an_unknown_bind_is_answered_with_the_known_ones(
+    make_app: Any, invoke: Invoke, config_file: Path
+) -> None:
+    app = make_app(CONFIG=str(config_file), BINDS={"reports": str(config_file)})
+
+    result = invoke(app, "server-config", "--bind", "report")
+
+    assert result.exit_code == 2
+    assert "no bind 'report'; its binds are: default, reports." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "a.yaml", "--bind", "b"], "either --config PATH or --bind NAME"),
+        (["--resolve-env"], "PGMONKEY_RESOLVE_ENV"),
+        (["--allow-sensitive-defaults"], "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS"),
+        (["--config", "missing.yaml"], "missing.yaml does not exist"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    run: Run, arguments: list[str], words: str
+) -> None:
+    for command in ("test", "server-config", "generate-code", "psql"):
+        shown = run(command, *arguments)
+
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert words in shown.stderr
+        assert shown.stderr.count("\n") == 1
+
+
+def test_a_config_that_the_app_refuses_is_one_line_and_exit_code_2(
+    run_flask: RunFlask, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        "app = Flask(__name__)\n"
+        "db = PGMonkey(app, config={'connection_settings': {'hots': 'x'}})\n"
+    )
+
+    shown = run_flask("pgmonkey", "test")
+
+    assert shown.returncode == 2
+    assert "connection_settings.hots" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_a_server_that_refuses_is_one_line_and_exit_code_1(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "refused.yaml"
+    config.write_text("connection_settings: {host: 127.0.0.1, port: 1}")
+
+    shown = run("server-config", "--audit", "--config", config)
+
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    assert "Connection refused" in shown.stderr
+    assert shown.stderr.count("\n") == 1

@@ -1,0 +1,382 @@
+"""``flask pgmonkey test``: every type of every database, within its time, without a secret."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from flask_pgmonkey.cli.test_connections import HEADERS
+from flask_pgmonkey.config import CONNECTION_TYPES
+
+from ..proxy import Proxy
+from ..servers import PrivateServer
+from .conftest import Invoke, Run, RunFlask
+
+MakeProxy = Callable[[str, int], Proxy]
+
+START_AND_END_OF_A_PROCESS = 8.0
+"""Seconds for Python and Flask on a busy machine."""
+
+
+def write(folder: Path, settings: dict[str, Any], **sections: Any) -> Path:
+    config = folder / "db.yaml"
+    config.write_text(yaml.safe_dump({"connection_settings": settings, **sections}))
+    config.chmod(0o600)
+    return config
+
+
+def rows_of(stdout: str) -> dict[str, dict[str, Any]]:
+    return {row["type"]: row for row in json.loads(stdout)}
+
+
+def test_every_type_passes_on_a_server_that_works(
+    run: Run, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    config = write(tmp_path, private_server.settings(), pool_settings={"min_size": 3})
+
+    shown = run("test", "--config", config, "--json")
+
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    rows = rows_of(shown.stdout)
+    assert tuple(rows) == CONNECTION_TYPES
+    for row in rows.values():
+        assert row["passed"]
+        assert row["error"] is None
+        assert row["bind"] == str(config)
+        assert row["server_version"].startswith("18.")
+        assert row["tls"] is None
+        assert row["authentication"] == "scram-sha-256"
+        assert 0 < row["query_ms"] < 10_000
+        assert 0 < row["connect_ms"] < 10_000
+    assert rows["normal"]["pool"] is None
+    assert rows["pool"]["pool"] == {"min_size": 3, "max_size": 10, "borrowed": 4}
+    assert rows["async_pool"]["pool"] == {"min_size": 1, "max_size": 10, "borrowed": 2}
+
+
+def test_the_table_has_a_row_for_each_type(
+    run: Run, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    shown = run("test", "--config", write(tmp_path, private_server.settings()))
+
+    header, *lines = shown.stdout.splitlines()
+    assert header.split() == list(HEADERS)
+    assert [line.split()[1:3] for line in lines] == [[name, "passed"] for name in CONNECTION_TYPES]
+    assert lines[1].split()[4:6] == ["none", "scram-sha-256"]
+    assert lines[1].split()[-1] == "1-10"
+
+
+def test_nothing_stays_open_on_the_server(
+    run_flask: RunFlask, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    run_flask("pgmonkey", "test", "--config", write(tmp_path, private_server.settings()))
+
+    with private_server.connect() as admin:
+        deadline = time.monotonic() + 5
+        while True:
+            left = admin.execute("SELECT query FROM pg_stat_activity WHERE usename = 'app'")
+            if not (queries := left.fetchall()):
+                break
+            assert time.monotonic() < deadline, queries
+            time.sleep(0.01)
+
+
+def test_binds_and_types_can_be_picked(
+    make_app: Any, invoke: Invoke, config_file: Path, tmp_path: Path
+) -> None:
+    refused = {"connection_settings": {"hostaddr": "127.0.0.1", "port": 1}}
+    app = make_app(CONFIG=str(config_file), BINDS={"reports": refused})
+
+    both = invoke(app, "test", "--type", "pool", "--json")
+    one = invoke(app, "test", "--bind", "default", "--type", "async", "--json")
+
+    assert [(row["bind"], row["type"], row["passed"]) for row in json.loads(both.stdout)] == [
+        ("default", "pool", True),
+        ("reports", "pool", False),
+    ]
+    assert both.exit_code == 1
+    assert [(row["bind"], row["type"]) for row in json.loads(one.stdout)] == [("default", "async")]
+    assert one.exit_code == 0
+
+
+def test_the_apps_rows_and_hooks_are_in_use(run_flask: RunFlask, config_file: Path) -> None:
+    write_app(
+        config_file,
+        """
+        from psycopg.rows import dict_row
+
+        def configure(conn):
+            raise LookupError("no extension\\nvector here")
+
+        db = PGMonkey(app, row_factory=dict_row)
+        strict = Flask("strict")
+        strict.config["PGMONKEY_CONFIG"] = app.config["PGMONKEY_CONFIG"]
+        PGMonkey(strict, row_factory=dict_row, configure=configure)
+        """,
+    )
+
+    assert run_flask("--app", "app:app", "pgmonkey", "test").returncode == 0
+    shown = run_flask("--app", "app:strict", "pgmonkey", "test")
+    assert shown.returncode == 1
+    assert shown.stdout.count("no extension vector here") == 4
+
+
+def write_app(config: Path, code: str) -> None:
+    lines = code.splitlines()
+    indent = len(lines[1]) - len(lines[1].lstrip())
+    (config.parent / "app.py").write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        "app = Flask(__name__)\n"
+        f"app.config['PGMONKEY_CONFIG'] = {str(config)!r}\n"
+        + "\n".join(line[indent:] for line in lines)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"password": "planted-and-wrong"}, 'password authentication failed for user "app"'),
+        ({"dbname": "nowhere"}, 'database "nowhere" does not exist'),
+        ({"port": 1}, "Connection refused"),
+        ({"host": "no-such-host.invalid"}, "failed to resolve host"),
+        ({"sslmode": "require"}, "server does not support SSL"),
+    ],
+    ids=str,
+)
+def test_failing_rows_have_the_servers_words_and_no_secret(
+    run: Run,
+    private_server: PrivateServer,
+    tmp_path: Path,
+    change: dict[str, Any],
+    words: str,
+) -> None:
+    config = write(tmp_path, private_server.settings(**change))
+
+    table = run("test", "--config", config)
+    as_json = run("test", "--config", config, "--json")
+
+    assert (table.exit_code, table.stderr) == (1, "")
+    assert (as_json.exit_code, as_json.stderr) == (1, "")
+    assert table.stdout.count("FAILED") == len(CONNECTION_TYPES)
+    for name, row in rows_of(as_json.stdout).items():
+        assert not row["passed"]
+        assert words in row["error"]
+        assert f"{config} {name}: " in table.stdout
+    assert table.stdout.count(words) >= len(CONNECTION_TYPES)
+    for secret in ("planted-and-wrong", private_server.password):
+        assert secret not in table.stdout + as_json.stdout
+
+
+def test_a_pool_that_the_server_does_not_let_grow_fails_and_the_others_pass(
+    run: Run, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    config = write(tmp_path, private_server.settings(), pool_settings={"timeout": 1})
+    with private_server.connect() as admin:
+        admin.execute("ALTER ROLE app CONNECTION LIMIT 1")
+    try:
+        shown = run("test", "--config", config, "--type", "pool", "--json")
+        alone = run("test", "--config", config, "--type", "normal")
+    finally:
+        with private_server.connect() as admin:
+            admin.execute("ALTER ROLE app CONNECTION LIMIT -1")
+
+    assert shown.exit_code == 1
+    assert "too many connections for role" in rows_of(shown.stdout)["pool"]["error"]
+    assert alone.exit_code == 0
+
+
+def bounded(run: Callable[[], subprocess.CompletedProcess[str]], timeout: float) -> dict[str, Any]:
+    """The rows of a test that ran no longer than *timeout* and a process's own time, and failed."""
+    start = time.monotonic()
+    shown = run()
+    assert time.monotonic() - start < timeout + START_AND_END_OF_A_PROCESS
+    assert (shown.returncode, shown.stderr) == (1, "")
+    return rows_of(shown.stdout)
+
+
+def test_several_servers_that_never_answer_end_with_the_timeout(
+    run_flask: RunFlask, private_server: PrivateServer, proxy: MakeProxy, tmp_path: Path
+) -> None:
+    deaf = [proxy(private_server.host, private_server.port) for _ in range(3)]
+    for one in deaf:
+        one.deaf()
+    hosts: dict[str, Any] = {"host": ",".join(one.host for one in deaf), "connect_timeout": 60}
+    ports: dict[str, Any] = {"port": ",".join(str(one.port) for one in deaf)}
+    config = write(tmp_path, private_server.settings(**hosts, **ports))
+
+    rows = bounded(
+        lambda: run_flask("pgmonkey", "test", "--config", config, "--json", "--timeout", "1.5"), 1.5
+    )
+
+    assert tuple(rows) == CONNECTION_TYPES
+    for row in rows.values():
+        assert row["error"] == "not finished within the 1.5 s of --timeout"
+
+
+def test_every_type_has_its_turn_with_a_server_that_never_answers(
+    run: Run, private_server: PrivateServer, proxy: MakeProxy, tmp_path: Path
+) -> None:
+    deaf = proxy(private_server.host, private_server.port)
+    deaf.deaf()
+    settings = private_server.settings(port=deaf.port, connect_timeout=2)
+
+    shown = run("test", "--config", write(tmp_path, settings), "--json", "--timeout", "20")
+
+    assert shown.exit_code == 1
+    for row in rows_of(shown.stdout).values():
+        assert "timeout expired" in row["error"]
+
+
+def test_a_bind_that_never_answers_does_not_hold_up_the_others(
+    run_flask: RunFlask,
+    private_server: PrivateServer,
+    proxy: MakeProxy,
+    config_file: Path,
+    tmp_path: Path,
+) -> None:
+    deaf = proxy(private_server.host, private_server.port)
+    deaf.deaf()
+    settings = private_server.settings(port=deaf.port, connect_timeout=60)
+    write(tmp_path, settings)
+    write_app(
+        config_file,
+        """
+        app.config["PGMONKEY_BINDS"] = {"deaf": "db.yaml"}
+        db = PGMonkey(app)
+        """,
+    )
+
+    shown = run_flask("pgmonkey", "test", "--json", "--timeout", "4")
+
+    assert shown.returncode == 1
+    assert [(row["bind"], row["passed"]) for row in json.loads(shown.stdout)] == [
+        *[("default", True)] * 4,
+        *[("deaf", False)] * 4,
+    ]
+
+
+def test_a_server_that_stands_still_ends_with_the_timeout(
+    run_flask: RunFlask, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    config = write(tmp_path, private_server.settings(connect_timeout=60))
+    private_server.pause()
+
+    rows = bounded(
+        lambda: run_flask("pgmonkey", "test", "--config", config, "--json", "--timeout", "1"), 1
+    )
+
+    assert not any(row["passed"] for row in rows.values())
+
+
+def test_a_query_that_never_ends_ends_with_the_timeout(
+    run_flask: RunFlask, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    write_app(
+        write(tmp_path, private_server.settings(application_name="endless")),
+        """
+        def configure(conn):
+            conn.execute("SELECT pg_sleep(600)")
+
+        db = PGMonkey(app, configure=configure)
+        """,
+    )
+
+    try:
+        rows = bounded(lambda: run_flask("pgmonkey", "test", "--json", "--timeout", "1.5"), 1.5)
+    finally:
+        with private_server.connect() as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'endless'"
+            )
+
+    assert rows["normal"]["error"] == "not finished within the 1.5 s of --timeout"
+
+
+def test_a_reference_that_is_not_set_is_a_config_error(
+    run: Run, private_server: PrivateServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, private_server.settings(password="${NOT_SET_HERE}"))
+
+    shown = run("test", "--config", config, "--resolve-env")
+    monkeypatch.setenv("NOT_SET_HERE", private_server.password)
+    resolved = run("test", "--config", config, "--resolve-env")
+
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert "NOT_SET_HERE" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+    assert (resolved.exit_code, resolved.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon"])
+def test_a_timeout_that_is_none_is_wrong_usage(run: Run, value: str) -> None:
+    shown = run("test", "--config", "db.yaml", "--timeout", value)
+
+    assert shown.exit_code == 2
+    assert "--timeout" in shown.stderr
+
+
+@pytest.fixture
+def tls_front(private_server: PrivateServer, tmp_path: Path) -> Iterator[int]:
+    """The port of something before the server that ends TLS, as load balancers do."""
+    openssl = shutil.which("openssl")
+    assert openssl, "the test needs the program openssl"
+    subprocess.run(
+        [
+            *(openssl, "req", "-new", "-x509", "-nodes", "-days", "1", "-subj", "/CN=localhost"),
+            *("-out", tmp_path / "front.crt", "-keyout", tmp_path / "front.key"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "front.crt", tmp_path / "front.key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pass_on() -> None:
+            plain, _ = listener.accept()
+            assert plain.recv(8)[4:] == bytes.fromhex("04d2162f")  # SSLRequest
+            plain.sendall(b"S")
+            server = socket.create_connection((private_server.host, private_server.port))
+            with context.wrap_socket(plain, server_side=True) as client, server:
+                server.settimeout(0.02)
+                client.settimeout(0.02)
+                while relay(client, server) and relay(server, client):
+                    pass
+
+        front = Thread(target=pass_on)
+        front.start()
+        yield listener.getsockname()[1]
+        front.join(10)
+
+
+def relay(source: socket.socket, sink: socket.socket) -> bool:
+    """Pass on what has come; False at the end of *source*."""
+    try:
+        block = source.recv(65536)
+    except TimeoutError:
+        return True
+    sink.sendall(block)
+    return bool(block)
+
+
+def test_tls_that_ends_before_the_server_is_shown_as_that(
+    run: Run, private_server: PrivateServer, tls_front: int, tmp_path: Path
+) -> None:
+    settings = private_server.settings(port=tls_front, sslmode="require", gssencmode="disable")
+
+    shown = run("test", "--config", write(tmp_path, settings), "--type", "normal", "--json")
+
+    assert shown.exit_code == 0, shown.stdout
+    assert rows_of(shown.stdout)["normal"]["tls"] == "ended before the server"
