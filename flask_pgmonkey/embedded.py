@@ -46,6 +46,9 @@ if sys.platform != "win32":
 
 logger = logging.getLogger("flask_pgmonkey")
 
+# The same everywhere, whatever locales the machine has; since PostgreSQL 17.
+LOCALE_OPTIONS = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+
 START_TIMEOUT = 60.0
 FAST_STOP_TIMEOUT = 4.0
 IMMEDIATE_STOP_TIMEOUT = 1.0
@@ -127,8 +130,7 @@ class Cluster:
             shutil.rmtree(abandoned, ignore_errors=True)
         unfinished = self._own(tempfile.mkdtemp(prefix="initdb-", dir=self.data.parent))
         command: list[str | Path] = [self.binaries / "initdb", "-D", unfinished, "-U", "postgres"]
-        command += ["--encoding=UTF8", "--locale=C"]
-        command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", *initdb_options]
+        command += ["--encoding=UTF8", *initdb_options]
         try:
             initdb = subprocess.run(
                 command,
@@ -310,7 +312,7 @@ def _join(cluster: Cluster) -> Postmaster:
             fcntl.flock(_users_locks[cluster], fcntl.LOCK_SH)
         try:
             if not cluster.data.exists():
-                cluster.create("--auth=trust")
+                cluster.create("--auth=trust", *LOCALE_OPTIONS)
             server = cluster.start({"listen_addresses": "", "unix_socket_permissions": "0700"})
         except BaseException:
             _leave(cluster)

@@ -23,6 +23,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from flask_pgmonkey.embedded import (
+    LOCALE_OPTIONS,
     Cluster,
     Postmaster,
     find_account,
@@ -193,13 +194,16 @@ class PrivateServer:
     user = "app"
     password = PASSWORD
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, binaries: Path | None = None) -> None:
         data = folder / "data"
         account = find_account(data)
         with socket.create_server((self.host, 0)) as probe:
             self.port: int = probe.getsockname()[1]
-        self._cluster = Cluster(data, find_binaries(account), account, self.port)
-        self._cluster.create("--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync")
+        self._cluster = Cluster(data, binaries or find_binaries(account), account, self.port)
+        locale = ("--locale=C.UTF-8",) if binaries else LOCALE_OPTIONS
+        self._cluster.create(
+            "--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", *locale
+        )
         self._hba = data / "pg_hba.conf"
         self._original_hba = self._hba.read_text()
         self.start()
@@ -315,10 +319,10 @@ class PrivateServer:
 
 
 @contextmanager
-def run_private_server() -> Iterator[PrivateServer]:
-    """Run a cluster of its own until the end of the block."""
+def run_private_server(binaries: Path | None = None) -> Iterator[PrivateServer]:
+    """Run a cluster of its own, of the wheel's PostgreSQL or another, until the block ends."""
     folder = make_open_folder()
-    server = PrivateServer(folder)
+    server = PrivateServer(folder, binaries)
     try:
         yield server
     finally:

@@ -1,0 +1,101 @@
+"""PgBouncer between the app and the server, one server connection for each transaction."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_pgmonkey import Database, PGMonkey
+
+from .servers import PrivateServer, make_open_folder
+
+_PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+class Bouncer:
+    """A PgBouncer in transaction mode that can be killed and started again."""
+
+    def __init__(self, folder: Path, server: PrivateServer) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port: int = probe.getsockname()[1]
+        self._server = server
+        self._ini = folder / "pgbouncer.ini"
+        (folder / "users.txt").write_text(f'"{server.user}" "{server.password}"\n')
+        self._ini.write_text(
+            f"[databases]\napp = host=127.0.0.1 port={server.port} dbname=app\n"
+            "[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {self.port}\nunix_socket_dir =\nauth_type = scram-sha-256\n"
+            f"auth_file = {folder / 'users.txt'}\npool_mode = transaction\n"
+            "default_pool_size = 2\nserver_login_retry = 1\n"
+        )
+        self.start()
+
+    def settings(self) -> dict[str, Any]:
+        own = self._server.settings(prepare_threshold="off")
+        return {**own, "port": self.port}
+
+    def start(self) -> None:
+        assert _PROGRAM is not None
+        # PgBouncer refuses to run as root.
+        user, group = ("nobody", "nogroup") if os.geteuid() == 0 else (None, None)
+        self._process = subprocess.Popen(
+            [_PROGRAM, "--quiet", self._ini], stderr=subprocess.DEVNULL, user=user, group=group
+        )
+        deadline = time.monotonic() + 10
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            assert time.monotonic() < deadline, "PgBouncer does not answer"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+
+@pytest.fixture
+def bouncer(private_server: PrivateServer) -> Iterator[Bouncer]:
+    if _PROGRAM is None:
+        pytest.skip("the program pgbouncer is not installed")
+    folder = make_open_folder()
+    running = Bouncer(folder, private_server)
+    yield running
+    running.kill()
+    shutil.rmtree(folder)
+
+
+def test_requests_share_the_few_server_connections(bouncer: Bouncer) -> None:
+    app = Flask(__name__)
+    db = PGMonkey(app, config={"connection_settings": bouncer.settings()})
+
+    @app.get("/<int:number>")
+    def double(number: int) -> str:
+        with db.transaction() as tx:
+            tx.execute("SELECT pg_sleep(0)")
+            return str(tx.fetch_value("SELECT %s * 2", [number]))
+
+    client = app.test_client()
+    # More often than the sixth time, when psycopg would prepare the statement.
+    assert [client.get(f"/{n}").text for n in range(20)] == [str(n * 2) for n in range(20)]
+    with app.app_context():
+        db.clear_cache()
+
+
+def test_a_restarted_pgbouncer_is_found_again(bouncer: Bouncer) -> None:
+    db = Database({"connection_settings": bouncer.settings()})
+    assert db.fetch_value("SELECT 1") == 1
+    bouncer.kill()
+    bouncer.start()
+    assert db.fetch_value("SELECT 2") == 2
+    db.close()

@@ -1,0 +1,121 @@
+"""Connections over TLS, to a PostgreSQL that was built with it (the wheel's is not)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+import yaml
+
+from flask_pgmonkey import Database, PGConnectionManager
+
+from .servers import PrivateServer, make_open_folder, run_private_server
+
+_DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Iterator[Path]:
+    """A folder with a CA, a server certificate of 127.0.0.1, and a CA that signed nothing."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the program openssl makes the certificates")
+    folder = make_open_folder()
+    for name in ("ca", "stranger"):
+        _openssl(folder, "req -x509 -nodes -newkey rsa:2048 -days 2", name, f"-subj /CN={name}")
+    _openssl(
+        folder,
+        "req -x509 -nodes -newkey rsa:2048 -days 2 -CA ca.crt -CAkey ca.key",
+        "server",
+        "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1",
+    )
+    yield folder
+    shutil.rmtree(folder)
+
+
+def _openssl(folder: Path, command: str, name: str, rest: str) -> None:
+    arguments = f"openssl {command} -keyout {name}.key -out {name}.crt {rest}".split()
+    subprocess.run(arguments, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def tls_server(certificates: Path) -> Iterator[PrivateServer]:
+    if not _DEBIAN:
+        pytest.skip("no PostgreSQL with TLS in /usr/lib/postgresql")
+    with run_private_server(_DEBIAN[-1].parent) as server:
+        with server.connect() as admin:
+            data = Path(_show(admin, "data_directory"))
+            for suffix in ("crt", "key"):
+                copy = data / f"server.{suffix}"
+                shutil.copy(certificates / f"server.{suffix}", copy)
+                shutil.chown(copy, data.owner(), data.group())
+                copy.chmod(0o600)
+            admin.execute("ALTER SYSTEM SET ssl = on")
+        server.restart()
+        yield server
+
+
+def _show(admin: psycopg.Connection[Any], setting: str) -> str:
+    row = admin.execute("SELECT current_setting(%s)", [setting]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _settings(server: PrivateServer, certificates: Path, ca: str) -> dict[str, Any]:
+    return server.settings(sslmode="verify-full", sslrootcert=str(certificates / f"{ca}.crt"))
+
+
+def test_dead_connections_are_found_through_tls(
+    tls_server: PrivateServer, certificates: Path
+) -> None:
+    db = Database({"connection_settings": _settings(tls_server, certificates, "ca")})
+    pid = db.fetch_value("SELECT pg_backend_pid() FROM pg_stat_ssl WHERE ssl LIMIT 1")
+    with tls_server.connect() as admin:
+        admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    assert db.fetch_value("SELECT pg_backend_pid()") != pid
+    db.close()
+
+
+@pytest.mark.parametrize("connection_type", ["normal", "pool", "async", "async_pool"])
+def test_a_certificate_that_nobody_knows_is_an_error_at_once(
+    tls_server: PrivateServer, certificates: Path, connection_type: str
+) -> None:
+    manager = PGConnectionManager()
+    config = {"connection_settings": _settings(tls_server, certificates, "stranger")}
+    start = monotonic()
+    with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
+        _open(manager, config, connection_type)
+    assert monotonic() - start < 1
+
+
+def _open(manager: PGConnectionManager, config: dict[str, Any], connection_type: str) -> None:
+    async def open_async() -> None:
+        await manager.get_database_connection_from_dict(config, connection_type)
+
+    if connection_type.startswith("async"):
+        asyncio.run(open_async())
+    else:
+        manager.get_database_connection_from_dict(config, connection_type)
+
+
+def test_the_test_command_tells_protocol_and_cipher(
+    tls_server: PrivateServer, certificates: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "database.yaml"
+    settings = _settings(tls_server, certificates, "ca")
+    config.write_text(yaml.safe_dump({"connection_settings": settings}))
+    config.chmod(0o600)
+    command = ["flask", "pgmonkey", "test", "--config", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = json.dumps(json.loads(done.stdout))
+    assert "TLSv1.3" in text
+    assert "AES" in text
+    assert settings["password"] not in done.stdout + done.stderr
