@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ from ..csv_transfer import (
 )
 from .common import Target, database_options, stderr_console
 
+SHOW_EVERY = 0.1
+"""Seconds: a look at the bar costs more than reading a block."""
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended: 128 and the number of SIGINT."""
 
@@ -302,7 +305,13 @@ def progress_bar(verb: str) -> Iterator[csv_transfer.Progress | None]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(verb, total=None, rows=0)
 
+        shown = 0.0
+
         def show(done: int, total: int | None, rows: int) -> None:
+            nonlocal shown
+            if (now := time.monotonic()) - shown < SHOW_EVERY:
+                return
+            shown = now
             bar.update(task, completed=done, total=total, rows=rows)
 
         yield show

@@ -1,0 +1,100 @@
+"""What went wrong with a CSV file, and where in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import psycopg
+
+from ..errors import PGMonkeyError
+from .inference import value_class
+
+UNDECODABLE = "22021"
+SHOWN_DETAILS = {"23503", "23505", "23P01"}
+"""The SQLSTATEs whose detail names a key; the detail of others may hold a whole row."""
+
+
+class CSVTransferError(PGMonkeyError):
+    """A file or a table that cannot be transferred; the database is as it was.
+
+    Errors of the server that do not lie in the file pass through as psycopg's own.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        column: str | None = None,
+        value_class: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.file = file
+        self.line = line
+        """The line of the file as an editor counts it; the last of a record with several."""
+        self.column = column
+        """The table's column."""
+        self.value_class = value_class
+        """The narrowest type that the value would have fitted."""
+
+
+def line_of(error: psycopg.Error, table: str) -> int | None:
+    """The line of the COPY data that *error* is about, if the server says one."""
+    place = _place_of(error, table)
+    return int(place["line"]) if place else None
+
+
+def located_error(
+    error: psycopg.Error,
+    *,
+    file: str,
+    table: str,
+    types: Mapping[str, str],
+    line: int | None,
+    type_advice: str,
+) -> psycopg.Error | CSVTransferError:
+    """The server's *error* with its place in *file*; itself if it has none.
+
+    :param table: the table's name without its schema.
+    :param types: the type of each column.
+    :param line: the line of the file, or None where it is the one that the server counted.
+    :param type_advice: what to try when a value does not fit its column.
+    """
+    place = _place_of(error, table)
+    if line is None:
+        if place is None:
+            return error
+        line = int(place["line"])
+    column = place["column"] if place and place["column"] in types else None
+    where = f"{file}, line {line}"
+    found = None
+    if place and column:
+        where += f', column "{column}" ({types[column]}'
+        if place["value"] is not None:
+            found = value_class(place["value"])
+            where += f", value: {found}"
+        where += ")"
+    message = f"{where}: {_shortened(error.diag.message_primary or str(error))}"
+    sqlstate = error.sqlstate or ""
+    if sqlstate in SHOWN_DETAILS and error.diag.message_detail:
+        message += f" ({_shortened(error.diag.message_detail)})"
+    if sqlstate == UNDECODABLE:
+        message += "; name the file's encoding with --encoding"
+    elif sqlstate.startswith("22") and column and type_advice:
+        message += f"; {type_advice}"
+    return CSVTransferError(message, file=file, line=line, column=column, value_class=found)
+
+
+def _place_of(error: psycopg.Error, table: str) -> re.Match[str] | None:
+    # The words of the context follow the server's lc_messages; its order does not.
+    pattern = (
+        rf"^COPY {re.escape(table)}, \D*?(?P<line>\d+)"
+        r"""(?:, \S+ (?P<column>.+?)(?:\s?: ["«„“]\s?(?P<value>.*?)\s?["»“”]$|: .*$|$))?"""
+    )
+    return re.search(pattern, error.diag.context or "", re.MULTILINE | re.DOTALL)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:150]}…{text[-30:]}"

@@ -1,0 +1,90 @@
+"""The narrowest column types that hold a sample of values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
+from typing import Literal, NoReturn
+
+ColumnType = Literal[
+    "integer", "bigint", "numeric", "boolean", "date", "timestamptz", "uuid", "jsonb", "text"
+]
+TEXT: Literal["text"] = "text"
+
+_BOOLEAN = re.compile(r"true|false|t|f", re.IGNORECASE)
+_INTEGER = re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII)  # A leading zero means a code, not a number.
+_NUMERIC = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_TIMESTAMP = re.compile(
+    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:?\d{0,2})(?:\.\d{1,6})?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?",
+    re.ASCII,
+)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+_WIDENINGS: dict[frozenset[ColumnType], ColumnType] = {
+    frozenset({"integer", "bigint"}): "bigint",
+    frozenset({"integer", "numeric"}): "numeric",
+    frozenset({"bigint", "numeric"}): "numeric",
+    frozenset({"date", "timestamptz"}): "timestamptz",
+}
+
+
+def infer_types(rows: Iterable[Sequence[str | None]], width: int) -> list[ColumnType]:
+    """The narrowest type of each of *width* columns that holds all values of *rows*.
+
+    It is text where there are only NULLs.
+    """
+    types: list[ColumnType | None] = [None] * width
+    for row in rows:
+        for index, value in enumerate(row[:width]):
+            if value is not None and types[index] != TEXT:
+                types[index] = _wider(types[index], value_class(value))
+    return [found or TEXT for found in types]
+
+
+def value_class(value: str) -> ColumnType:
+    """The narrowest of the types of :func:`infer_types` that holds *value*."""
+    if _INTEGER.fullmatch(value):
+        bits = int(value).bit_length() if len(value) < 25 else 64
+        return "integer" if bits < 32 else "bigint" if bits < 64 else "numeric"
+    if _NUMERIC.fullmatch(value):
+        return "numeric"
+    if _BOOLEAN.fullmatch(value):
+        return "boolean"
+    if _DATE.fullmatch(value):
+        return "date" if _is_date(value) else TEXT
+    if match := _TIMESTAMP.fullmatch(value):
+        return "timestamptz" if _is_date(match[1]) else TEXT
+    if _UUID.fullmatch(value):
+        return "uuid"
+    if value[:1] in ("{", "[") and _is_json(value):
+        return "jsonb"
+    return TEXT
+
+
+def _wider(known: ColumnType | None, other: ColumnType) -> ColumnType:
+    if known is None or known == other:
+        return other
+    return _WIDENINGS.get(frozenset({known, other}), TEXT)
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text) if len(text) > 10 else date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False
+    return "\\u" not in text  # jsonb refuses some of these escapes; text keeps them all.
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)

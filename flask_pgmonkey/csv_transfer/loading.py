@@ -1,0 +1,218 @@
+"""Handing the text of a CSV file to COPY, whole or record by record."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psycopg
+from psycopg import sql
+
+from .dialect import Dialect
+from .errors import line_of, located_error
+from .reading import CSVText
+from .streams import replacing_file
+from .tables import TableName
+
+ROW_ERRORS = ("22", "23", "P0")
+"""The SQLSTATE classes that lie in a row: its values, a constraint, what a trigger raises."""
+
+SHOWN_REJECTIONS = 5
+LARGEST_PIECE = 1 << 16
+"""Records that one COPY takes at most."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The columns of a table that take the values of a file."""
+
+    connection: psycopg.Connection[Any]
+    table: TableName
+    columns: Sequence[str | None]
+    """One for each column of the file, None for one that is left out."""
+    types: Mapping[str, str]
+    dialect: Dialect
+    file: str
+    type_advice: str
+    """What to try when a value does not fit its column."""
+
+    def copy_statement(self, *, header: bool) -> sql.Composed:
+        return sql.SQL(
+            "COPY {} ({}) FROM STDIN (FORMAT csv, HEADER {}, DELIMITER {}, QUOTE {}, NULL {},"
+            " ENCODING 'UTF8')"
+        ).format(
+            self.table.identifier,
+            sql.SQL(", ").join(sql.Identifier(name) for name in self.columns if name is not None),
+            sql.SQL("true" if header else "false"),
+            sql.Literal(self.dialect.delimiter),
+            sql.Literal(self.dialect.quote),
+            sql.Literal(self.dialect.null),
+        )
+
+    def located(self, error: psycopg.Error, line: int | None = None) -> Exception:
+        """*error* with its place in the file; itself if it does not lie in the file.
+
+        :param line: the line of the file, where it is not the one that the server counted.
+        """
+        return located_error(
+            error,
+            file=self.file,
+            table=self.table.table,
+            types=self.types,
+            line=line,
+            type_advice=self.type_advice,
+        )
+
+
+@dataclass
+class Loaded:
+    """What came of the records of a file."""
+
+    rows: int = 0
+    rejected: int = 0
+    rejections: list[str] = field(default_factory=list)
+    """Where the first few rejected records are, and what the server said of them."""
+
+
+def copy_whole(
+    to: Destination, text: CSVText, *, header: bool, report: Callable[[int], None]
+) -> Loaded:
+    """Let the server read *text* as it is.
+
+    :param report: is called with the lines done.
+    """
+    lines = 0
+    try:
+        with to.connection.cursor() as cursor:
+            with cursor.copy(to.copy_statement(header=header)) as copy:
+                for block in text.blocks():
+                    copy.write(block)
+                    lines += block.count(text.line_end)
+                    report(lines)
+            return Loaded(cursor.rowcount)
+    except psycopg.Error as error:
+        located = to.located(error)
+        if located is error:
+            raise
+        raise located from error
+
+
+def copy_records(
+    to: Destination,
+    text: CSVText,
+    *,
+    header: bool,
+    rejected_file: Path | None,
+    report: Callable[[int], None],
+) -> Loaded:
+    """Copy piece by piece, so that values can be left out and refused records be kept apart.
+
+    :param rejected_file: where to keep the records that the server refuses, if there are any; if
+        None, the first one ends the import.
+    :param report: is called with the lines done.
+    """
+    groups = text.records(to.dialect.quote)
+    first = next(group for group in groups if group)
+    head = first.pop(0) if header else b""
+    with ExitStack() as stack:
+        loader = _PieceLoader(to, text.line_end, head, rejected_file, stack)
+        for records in itertools.chain([first], groups):
+            loader.load(records)
+            report(loader.line)
+    return loader.loaded
+
+
+class _PieceLoader:
+    """Loads pieces of a file; halves those that fail, down to the record that is to blame."""
+
+    def __init__(
+        self,
+        to: Destination,
+        line_end: bytes,
+        head: bytes,
+        rejected_file: Path | None,
+        stack: ExitStack,
+    ) -> None:
+        self.loaded = Loaded()
+        self.line = head.count(line_end)
+        """The lines of the file that are done."""
+        self._to = to
+        self._line_end = line_end
+        self._head = head
+        self._rejected_file = rejected_file
+        self._stack = stack
+        self._rejects: BinaryIO | None = None
+        self._statement = to.copy_statement(header=False)
+        self._kept = [index for index, name in enumerate(to.columns) if name is not None]
+        self._reach = LARGEST_PIECE
+
+    def load(self, records: list[bytes]) -> None:
+        while records:
+            piece, records = records[: self._reach], records[self._reach :]
+            error = self._copy(piece)
+            if error is None:
+                if len(piece) == self._reach:
+                    self._reach = min(2 * self._reach, LARGEST_PIECE)
+                self.line += self._lines(piece)
+            elif len(piece) == 1:
+                self.line += self._lines(piece)
+                self._reject(piece[0], error)
+            else:
+                # Smaller pieces where many records are bad, or each would send its piece again.
+                self._reach = max(1, min(self._reach, len(piece)) // 2)
+                suspect = self._index_of(error, piece)
+                self.load(piece[:suspect])
+                self.load(piece[suspect : suspect + 1])
+                records = piece[suspect + 1 :] + records
+
+    def _copy(self, piece: list[bytes]) -> psycopg.Error | None:
+        """Copy all records of *piece* or none; the error, if it lies in one of them."""
+        connection = self._to.connection
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                with cursor.copy(self._statement) as copy:
+                    copy.write(b"".join(map(self._chosen_values, piece)))
+                self.loaded.rows += cursor.rowcount
+        except psycopg.Error as error:
+            if (error.sqlstate or "")[:2] in ROW_ERRORS:
+                return error
+            raise
+        return None
+
+    def _chosen_values(self, record: bytes) -> bytes:
+        if len(self._kept) == len(self._to.columns):
+            return record
+        values = self._to.dialect.split(record)
+        if len(values) != len(self._to.columns):
+            return record  # The server has words for too few and too many.
+        delimiter = self._to.dialect.delimiter.encode()
+        return delimiter.join(values[index] for index in self._kept) + self._line_end
+
+    def _index_of(self, error: psycopg.Error, piece: list[bytes]) -> int:
+        """The record that *error* names; the middle one if it names none, as foreign keys do."""
+        line = line_of(error, self._to.table.table)
+        if line is not None:
+            for index, record in enumerate(piece):
+                line -= self._lines([self._chosen_values(record)])
+                if line <= 0:
+                    return index
+        return len(piece) // 2
+
+    def _lines(self, records: list[bytes]) -> int:
+        return sum(record.count(self._line_end) or 1 for record in records)
+
+    def _reject(self, record: bytes, error: psycopg.Error) -> None:
+        located = self._to.located(error, self.line)
+        if self._rejected_file is None:
+            raise located from error
+        if self._rejects is None:
+            self._rejects = self._stack.enter_context(replacing_file(self._rejected_file))
+            self._rejects.write(self._head)
+        self._rejects.write(record if record.endswith(self._line_end) else record + self._line_end)
+        self.loaded.rejected += 1
+        if len(self.loaded.rejections) < SHOWN_REJECTIONS:
+            self.loaded.rejections.append(" ".join(str(located).split()))

@@ -1,0 +1,209 @@
+"""Bytes in and out: files, streams, compression, encodings."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import os
+import secrets
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from .errors import CSVTransferError
+
+Progress = Callable[[int, "int | None", int], None]
+"""Is called with the bytes done, the bytes in all if known, and the lines or rows done."""
+
+BLOCK_SIZE = 128 * 1024
+"""Bytes: what psycopg hands to libpq at a time; larger blocks gain nothing and cost memory."""
+
+GZIP_ENDING = ".gz"
+ZSTD_ENDINGS = (".zst", ".zstd")
+
+
+def without_compression(path: Path) -> Path:
+    """*path* without the ending that says how it is compressed."""
+    return path.with_suffix("") if path.suffix in (GZIP_ENDING, *ZSTD_ENDINGS) else path
+
+
+def check_encoding(encoding: str) -> str:
+    """*encoding* itself.
+
+    :raises LookupError: if Python knows no text encoding of that name.
+    """
+    "".encode(encoding)
+    return encoding
+
+
+class Source:
+    """The bytes of a CSV file or stream, decompressed."""
+
+    def __init__(
+        self,
+        name: str,
+        raw: BinaryIO,
+        content: BinaryIO,
+        size: int | None,
+        damage: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self.name = name
+        """How errors call it."""
+        self.size = size
+        """The bytes on disk, compressed or not; None for a stream."""
+        self._raw = raw
+        self._content = content
+        self._damage = damage
+
+    @property
+    def position(self) -> int:
+        """How many of :attr:`size` bytes were read."""
+        return self._raw.tell() if self.size is not None else 0
+
+    def read(self) -> bytes:
+        """The next block; nothing at the end.
+
+        :raises CSVTransferError: if the compressed file is damaged.
+        """
+        try:
+            return self._content.read(BLOCK_SIZE)
+        except self._damage as error:
+            raise CSVTransferError(
+                f"{self.name}: the compressed file is damaged or cut off: {error}", file=self.name
+            ) from error
+
+
+@contextmanager
+def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
+    """The bytes of a path, decompressed by its ending, or of an open stream, which stays open."""
+    if not isinstance(source, (str, os.PathLike)):
+        yield Source(getattr(source, "name", None) or "the stream", source, source, None)
+        return
+    path = Path(source)
+    with ExitStack() as stack:
+        raw = stack.enter_context(path.open("rb"))
+        content: BinaryIO = raw
+        damage: tuple[type[Exception], ...] = ()
+        if path.suffix == GZIP_ENDING:
+            content = cast(BinaryIO, stack.enter_context(gzip.open(raw)))
+            damage = (EOFError, zlib.error, gzip.BadGzipFile)
+        elif path.suffix in ZSTD_ENDINGS:
+            content = stack.enter_context(_open_zstd(raw, "rb"))
+            damage = (EOFError, _zstd().ZstdError)
+        size = os.fstat(raw.fileno()).st_size if path.is_file() else None
+        yield Source(str(path), raw, content, size, damage)
+
+
+def utf8_blocks(source: Source, first: bytes, encoding: str) -> Iterator[bytes]:
+    """The text of *source* as blocks of UTF-8, without a byte order mark.
+
+    What is UTF-8 already passes unread; the server checks it.
+
+    :param first: the first block, read before.
+    :raises CSVTransferError: at bytes that are not of *encoding*, with their line.
+    """
+    if codecs.lookup(encoding).name in ("utf-8", "utf-8-sig"):
+        yield first.removeprefix(codecs.BOM_UTF8)
+        while block := source.read():
+            yield block
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    line = 1
+    block, is_first = first, True
+    while True:
+        state = decoder.getstate()
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            # The state has the byte order and the start of a character, as the error's object has.
+            lenient = codecs.getincrementaldecoder(encoding)("ignore")
+            lenient.setstate(state)
+            good = lenient.decode(block[: max(0, error.start - len(state[0]))])
+            wrong = error.object[error.start : error.end].hex(" ")
+            line += good.count("\n") or good.count("\r")
+            raise CSVTransferError(
+                f"{source.name}, line {line}: the bytes {wrong} are not {encoding}"
+                f" ({error.reason}); name the file's encoding with --encoding",
+                file=source.name,
+                line=line,
+            ) from error
+        if is_first and text:
+            text, is_first = text.removeprefix("\ufeff"), False
+        line += text.count("\n") or text.count("\r")
+        yield text.encode()
+        if not block:
+            return
+        block = source.read()
+
+
+@contextmanager
+def replacing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file for writing that takes the place of *path* at the end of the block.
+
+    If the block fails, *path* is as it was. A device or a pipe is written to as it is.
+    """
+    final = Path(os.path.realpath(path))
+    if final.exists() and not final.is_file():
+        with final.open("wb") as device:
+            yield device
+        return
+    partial = final.with_name(f".{secrets.token_hex(4)}.{final.name[:200]}.partial")
+    try:
+        with partial.open("xb", buffering=BLOCK_SIZE) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if final.exists():
+            shutil.copymode(final, partial)
+        partial.replace(final)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def open_target(target: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
+    """A path to write to, compressed by its ending, or an open stream, which stays open.
+
+    A file appears under its name complete or not at all.
+    """
+    if not isinstance(target, (str, os.PathLike)):
+        yield target
+        target.flush()
+        return
+    suffix = Path(target).suffix
+    with ExitStack() as stack:
+        file = stack.enter_context(replacing_file(target))
+        if suffix == GZIP_ENDING:
+            packer = cast(io.RawIOBase, stack.enter_context(gzip.GzipFile("", "wb", 6, file)))
+        elif suffix in ZSTD_ENDINGS:
+            packer = cast(io.RawIOBase, stack.enter_context(_open_zstd(file, "wb")))
+        else:
+            yield file
+            return
+        buffer = io.BufferedWriter(packer, BLOCK_SIZE)
+        yield buffer
+        buffer.flush()
+
+
+def _open_zstd(file: BinaryIO, mode: Literal["rb", "wb"]) -> BinaryIO:
+    return cast(BinaryIO, _zstd().ZstdFile(file, mode))
+
+
+def _zstd() -> Any:
+    try:
+        return import_module(
+            "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+        )
+    except ImportError as error:
+        raise CSVTransferError(
+            'zstd needs a package of its own: pip install "flask-pgmonkey[zstd]"'
+        ) from error

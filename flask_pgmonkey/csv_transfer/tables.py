@@ -1,0 +1,167 @@
+"""Tables and their columns, named by a user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import tuple_row
+
+from .errors import CSVTransferError
+from .inference import ColumnType
+
+_QUOTED_PART = re.compile(r'"((?:[^"]|"")+)"(?:\.|\Z)')
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table, with its schema if the user named one."""
+
+    schema: str | None
+    table: str
+
+    @classmethod
+    def parse(cls, text: str) -> TableName:
+        """The table that ``table`` or ``schema.table`` names, upper and lower case as written.
+
+        A part that holds a dot stands in double quotes; any other character may stand as it is.
+        """
+        if (quoted := _QUOTED_PART.match(text)) is not None:
+            first, rest = quoted[1].replace('""', '"'), text[quoted.end() :]
+            if quoted.end() == len(text) and not text.endswith("."):
+                return cls(None, first)
+        else:
+            first, dot, rest = text.partition(".")
+            if not dot:
+                return cls(None, first)
+        if (quoted := _QUOTED_PART.fullmatch(rest)) is not None and not rest.endswith("."):
+            rest = quoted[1].replace('""', '"')
+        return cls(first, rest)
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(*(part for part in (self.schema, self.table) if part is not None))
+
+    def __str__(self) -> str:
+        return self.table if self.schema is None else f"{self.schema}.{self.table}"
+
+
+def column_types(connection: psycopg.Connection[Any], table: TableName) -> dict[str, str] | None:
+    """The types of the columns that can be written, in the table's order; None without a table."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        name = table.identifier.as_string(connection)
+        cursor.execute("SELECT to_regclass(%s)::oid", (name,))
+        row = cursor.fetchone()
+        if row is None or row[0] is None:
+            return None
+        cursor.execute(
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
+            " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
+            " ORDER BY attnum",
+            (row[0],),
+        )
+        return dict(cursor.fetchall())
+
+
+def plain_name(name: str) -> str:
+    """*name* in lower case, with ``_`` for all but letters, digits and ``_``."""
+    return re.sub(r"\W", "_", name.strip().lower())
+
+
+def find_column(name: str, columns: Sequence[str]) -> str | None:
+    """The one of *columns* that *name* spells, or that its :func:`plain_name` spells."""
+    return next((each for each in (name, plain_name(name)) if each in columns), None)
+
+
+def columns_of_header(
+    header: Sequence[str | None],
+    columns: Sequence[str] | None,
+    mapping: Mapping[str, str | None],
+    *,
+    keep_names: bool,
+    file: str,
+    table: TableName,
+) -> list[str | None]:
+    """The table's column for each name of *header*, or None where a value is to be left out.
+
+    :param columns: the table's columns, or None for a table that is yet to be created.
+    :param mapping: the user's own choice of column, or None, for some of the names.
+    :param keep_names: whether new columns are named as the header spells them.
+    """
+    if unknown := [name for name in mapping if name not in header]:
+        raise CSVTransferError(f"{file}: --columns names {_listed(unknown)}, not in the header")
+    found: list[str | None] = []
+    for position, name in enumerate(header, 1):
+        if not name or not name.strip():
+            raise CSVTransferError(
+                f"{file}: column {position} has no name in the header; name the file's columns in"
+                " order with --columns",
+                file=file,
+                line=1,
+            )
+        column = mapping.get(name, name)
+        if column is not None:
+            if columns is not None:
+                column = find_column(column, columns)
+            elif name not in mapping and not keep_names:
+                column = plain_name(column)
+            if column is None:
+                raise CSVTransferError(
+                    f'{file}: the table {table} has no column "{mapping.get(name, name)}", only'
+                    f' {_listed(columns or ())}; map it with --columns "{name}=COLUMN" or leave it'
+                    f' out with --columns "{name}="',
+                    file=file,
+                    line=1,
+                    column=name,
+                )
+            if column in found:
+                raise CSVTransferError(
+                    f'{file}: two columns of the header go to the column "{column}"; map one of'
+                    ' them with --columns "NAME=COLUMN"',
+                    file=file,
+                    line=1,
+                    column=column,
+                )
+        found.append(column)
+    return found
+
+
+def columns_by_position(
+    width: int, columns: Sequence[str] | None, chosen: Sequence[str] | None, file: str
+) -> list[str | None]:
+    """The table's column for each of the *width* columns of a file, in order.
+
+    :param columns: the table's columns, or None for a table that is yet to be created.
+    :param chosen: the user's own choice; all columns if None.
+    """
+    if chosen:
+        if len(chosen) != width:
+            raise CSVTransferError(
+                f"{file}: --columns names {len(chosen)} columns, the first record has {width}",
+                file=file,
+                line=1,
+            )
+        return [find_column(name, columns or ()) or name for name in chosen]
+    if columns:
+        return [*columns]  # If their number is another, the server says so.
+    return [f"column_{number}" for number in range(1, width + 1)]
+
+
+def create_table(
+    connection: psycopg.Connection[Any], table: TableName, types: Mapping[str, ColumnType]
+) -> None:
+    """Create *table* with a column of each name and type."""
+    columns = sql.SQL(", ").join(
+        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_name))
+        for name, type_name in types.items()
+    )
+    connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table.identifier, columns))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f'"{name}"' for name in names[:20])
+    return shown if len(names) <= 20 else f"{shown}, …"

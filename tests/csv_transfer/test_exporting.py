@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import stat
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from flask_pgmonkey.csv_transfer import CSVTransferError, Dialect, export_csv, import_csv
+
+from .conftest import Connection
+
+
+@pytest.fixture
+def pairs(connection: Connection) -> Connection:
+    """The connection, and a table ``pairs``."""
+    connection.execute("CREATE TABLE pairs (id integer, name text)")
+    connection.execute(
+        "INSERT INTO pairs VALUES (1, 'a,b'), (2, ''), (3, NULL), (4, E'say \"x\"\\n€')"
+    )
+    connection.commit()
+    return connection
+
+
+ALL = 'id,name\n1,"a,b"\n2,""\n3,\n4,"say ""x""\n€"\n'
+
+
+def test_a_table_is_written_whole(pairs: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    assert export_csv(pairs, path, table="pairs") == 4
+    assert path.read_text(encoding="utf-8") == ALL
+    assert [each.name for each in tmp_path.iterdir()] == ["pairs.csv"]
+
+
+def test_a_stream_gets_the_rows_and_stays_open(pairs: Connection) -> None:
+    stream = io.BytesIO()
+    export_csv(pairs, stream, table="pairs", columns=["name", "id"], where="id < 2 -- not all")
+    assert stream.getvalue() == b'name,id\n"a,b",1\n'
+
+
+def test_a_query_may_hold_what_sql_may_hold(pairs: Connection) -> None:
+    stream = io.BytesIO()
+    query = "SELECT '100 %s {}' AS \"x %\", id FROM pairs WHERE id % 2 = 1 ORDER BY id; -- odd"
+    export_csv(pairs, stream, query=query.replace("; -- odd", " -- odd"))
+    export_csv(pairs, stream, query="VALUES (7);  ", header=False)
+    assert stream.getvalue() == b"x %,id\n100 %s {},1\n100 %s {},3\n7\n"
+
+
+def test_the_dialect_is_the_users(pairs: Connection) -> None:
+    stream = io.BytesIO()
+    dialect = Dialect("\t", "'", "NULL")
+    export_csv(pairs, stream, table="pairs", where="id < 4", dialect=dialect, header=False)
+    assert stream.getvalue() == b"1\ta,b\n2\t\n3\tNULL\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+def test_text_is_transcoded_with_one_mark(pairs: Connection, encoding: str) -> None:
+    stream = io.BytesIO()
+    export_csv(pairs, stream, table="pairs", encoding=encoding)
+    assert stream.getvalue() == ALL.encode(encoding)
+
+
+def test_a_character_that_the_encoding_lacks_is_named(pairs: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("what was there")
+    with pytest.raises(CSVTransferError, match=r"record 5: .*'€' \(U\+20AC\).* latin-1"):
+        export_csv(pairs, path, table="pairs", encoding="latin-1")
+    assert path.read_text() == "what was there"
+    assert [each.name for each in tmp_path.iterdir()] == ["pairs.csv"]
+    assert pairs.execute("SELECT 1").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_a_file_is_compressed_by_its_ending(pairs: Connection, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"pairs.csv.{ending}"
+    export_csv(pairs, path, table="pairs")
+    assert path.read_bytes() != ALL.encode()
+    assert import_csv(pairs, "copy", path, create=True).rows == 4
+    assert pairs.execute("SELECT * FROM copy EXCEPT SELECT * FROM pairs").fetchall() == []
+    if ending == "gz":
+        assert gzip.decompress(path.read_bytes()).decode() == ALL
+
+
+@pytest.fixture
+def without_zstd(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    importlib.import_module(name)
+    monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("without_zstd")
+def test_missing_zstd_says_what_to_install(pairs: Connection, tmp_path: Path) -> None:
+    with pytest.raises(CSVTransferError, match=r'pip install "flask-pgmonkey\[zstd\]"'):
+        export_csv(pairs, tmp_path / "pairs.csv.zst", table="pairs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_copy_alone_refuses_is_exported(pairs: Connection) -> None:
+    pairs.execute("CREATE VIEW seen AS SELECT id FROM pairs")
+    pairs.execute("CREATE TABLE parts (id integer) PARTITION BY RANGE (id)")
+    pairs.execute("CREATE TABLE part PARTITION OF parts DEFAULT")
+    pairs.execute("INSERT INTO parts VALUES (1)")
+    pairs.commit()
+    stream = io.BytesIO()
+    assert export_csv(pairs, stream, table="seen", header=False) == 4
+    assert export_csv(pairs, stream, table="parts") == 1
+
+
+def test_generated_columns_are_left_out_so_that_the_file_can_be_imported(
+    connection: Connection,
+) -> None:
+    connection.execute("CREATE TABLE g (a integer, b integer GENERATED ALWAYS AS (a * 2) STORED)")
+    connection.execute("INSERT INTO g VALUES (1)")
+    stream = io.BytesIO()
+    export_csv(connection, stream, table="g")
+    assert stream.getvalue() == b"a\n1\n"
+
+
+def test_the_database_is_not_changed(pairs: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "deleted.csv"
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        export_csv(pairs, path, query="DELETE FROM pairs RETURNING id")
+    assert not path.exists()
+    assert pairs.execute("SELECT count(*) FROM pairs").fetchone() == (4,)
+
+
+def test_an_error_halfway_leaves_the_old_file(pairs: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "numbers.csv"
+    path.write_text("what was there")
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        export_csv(pairs, path, query="SELECT 1 / (90000 - n) FROM generate_series(1, 100000) AS n")
+    assert path.read_text() == "what was there"
+    assert [each.name for each in tmp_path.iterdir()] == ["numbers.csv"]
+    assert pairs.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_an_error_of_progress_stops_the_server(pairs: Connection, tmp_path: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop(done: int, total: int | None, rows: int) -> None:
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        export_csv(
+            pairs,
+            tmp_path / "numbers.csv",
+            query="SELECT n FROM generate_series(1, 1000000) AS n",
+            progress=stop,
+        )
+    assert list(tmp_path.iterdir()) == []
+    assert pairs.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_new_file_has_the_usual_mode_and_an_old_one_keeps_its_own(
+    pairs: Connection, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.touch()
+    path = tmp_path / "pairs.csv"
+    export_csv(pairs, path, table="pairs")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+    path.chmod(0o640)
+    export_csv(pairs, path, table="pairs")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_link_goes_on_to_point_to_the_file(pairs: Connection, tmp_path: Path) -> None:
+    path, link = tmp_path / "pairs.csv", tmp_path / "link.csv"
+    link.symlink_to(path)
+    export_csv(pairs, link, table="pairs")
+    assert link.is_symlink()
+    assert path.read_text(encoding="utf-8") == ALL
+
+
+def test_a_device_is_written_to_as_it_is(pairs: Connection) -> None:
+    assert export_csv(pairs, "/dev/null", table="pairs") == 4
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("target", ["none/pairs.csv", "."])
+def test_a_target_that_cannot_be_written_is_named(
+    pairs: Connection, tmp_path: Path, target: str
+) -> None:
+    path = tmp_path / target
+    with pytest.raises(OSError) as caught:
+        export_csv(pairs, path, table="pairs")
+    assert caught.value.filename in (path, str(path))
+
+
+def test_progress_counts_rows_and_estimates_the_end(pairs: Connection) -> None:
+    calls: list[tuple[int, int | None, int]] = []
+    stream = io.BytesIO()
+    query = "SELECT n FROM generate_series(1, 100000) AS n"
+    export_csv(pairs, stream, query=query, header=False, progress=lambda *done: calls.append(done))
+    assert len(calls) > 1
+    done, total, rows = calls[-1]
+    assert (done, rows) == (len(stream.getvalue()), 100_000)
+    assert total is not None
+    assert total >= done

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flask_pgmonkey import ConfigError
+from flask_pgmonkey.csv_transfer import (
+    ImportSettings,
+    read_import_settings,
+    settings_path,
+    write_import_settings,
+)
+
+WRITTEN_BY_PGMONKEY = """\
+auto_create_table: true
+delimiter: ;
+encoding: utf-8
+enforce_lowercase: true
+has_headers: false
+quotechar: '"'
+
+    # Import configuration options:
+    #
+    # has_headers: Boolean - True if the first row has names.
+"""
+
+
+@pytest.mark.parametrize("name", ["orders.csv", "orders.csv.gz", "orders.csv.zst", "orders"])
+def test_the_settings_stand_beside_the_file(name: str) -> None:
+    assert settings_path(f"/data/{name}") == Path("/data/orders.yaml")
+
+
+def test_a_file_of_pgmonkey_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text(WRITTEN_BY_PGMONKEY)
+    assert read_import_settings(path) == ImportSettings(False, True, True, ";", '"', "utf-8")
+
+
+def test_a_tab_may_be_written_with_a_backslash(tmp_path: Path) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text("delimiter: \\t\n")
+    assert read_import_settings(path).delimiter == "\t"
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "orders.yaml"
+    settings = ImportSettings(True, False, True, "\t", "'", "utf-16")
+    write_import_settings(path, settings)
+    assert read_import_settings(path) == settings
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "connection_settings: {host: x}\n"])
+def test_a_file_of_another_program_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text(text)
+    assert read_import_settings(path) == ImportSettings()
+    assert read_import_settings(tmp_path / "none.yaml") == ImportSettings()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("delimiter: ','\nhas_header: true\n", "unknown key 'has_header'.*'has_headers'"),
+        ("has_headers: 1\n", "has_headers must be a bool, not 1"),
+        ("delimiter: [1]\n", "delimiter must be a str"),
+        ("delimiter: '\n", "not YAML"),
+        ("delimiter: ab\n", "delimiter: 'ab' is not one ASCII character"),
+        ("quotechar: ''\n", "quotechar: '' is not one ASCII character"),
+        ("encoding: nope\n", "encoding: unknown encoding: nope"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=rf"(?s)orders\.yaml: .*{told}"):
+        read_import_settings(path)
