@@ -24,18 +24,15 @@ _DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 @pytest.fixture(scope="module")
 def certificates() -> Iterator[Path]:
-    """A folder with a CA, a server certificate of 127.0.0.1, and a CA that signed nothing."""
+    """A folder with a CA, what it signed for 127.0.0.1 and for the user app, and a stranger."""
     if shutil.which("openssl") is None:
         pytest.skip("the program openssl makes the certificates")
     folder = make_open_folder()
     for name in ("ca", "stranger"):
         _openssl(folder, "req -x509 -nodes -newkey rsa:2048 -days 2", name, f"-subj /CN={name}")
-    _openssl(
-        folder,
-        "req -x509 -nodes -newkey rsa:2048 -days 2 -CA ca.crt -CAkey ca.key",
-        "server",
-        "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1",
-    )
+    signed = "req -x509 -nodes -newkey rsa:2048 -days 2 -CA ca.crt -CAkey ca.key"
+    _openssl(folder, signed, "server", "-subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1")
+    _openssl(folder, signed, "app", "-subj /CN=app")
     yield folder
     shutil.rmtree(folder)
 
@@ -52,12 +49,13 @@ def tls_server(certificates: Path) -> Iterator[PrivateServer]:
     with run_private_server(_DEBIAN[-1].parent) as server:
         with server.connect() as admin:
             data = Path(_show(admin, "data_directory"))
-            for suffix in ("crt", "key"):
-                copy = data / f"server.{suffix}"
-                shutil.copy(certificates / f"server.{suffix}", copy)
+            for name in ("server.crt", "server.key", "ca.crt"):
+                copy = data / name
+                shutil.copy(certificates / name, copy)
                 shutil.chown(copy, data.owner(), data.group())
                 copy.chmod(0o600)
             admin.execute("ALTER SYSTEM SET ssl = on")
+            admin.execute("ALTER SYSTEM SET ssl_ca_file = 'ca.crt'")
         server.restart()
         yield server
 
@@ -119,3 +117,18 @@ def test_the_test_command_tells_protocol_and_cipher(
     assert "TLSv1.3" in text
     assert "AES" in text
     assert settings["password"] not in done.stdout + done.stderr
+
+
+def test_a_client_certificate_logs_in(tls_server: PrivateServer, certificates: Path) -> None:
+    tls_server.write_hba(["hostssl all app 127.0.0.1/32 cert"])
+    settings = _settings(tls_server, certificates, "ca")
+    del settings["password"]
+    (certificates / "app.key").chmod(0o600)
+    settings |= {
+        "sslcert": str(certificates / "app.crt"),
+        "sslkey": str(certificates / "app.key"),
+    }
+    db = Database({"connection_settings": settings})
+    assert db.fetch_value("SELECT current_user") == "app"
+    db.close()
+    tls_server.heal()
