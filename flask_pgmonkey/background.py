@@ -8,15 +8,21 @@ pools of the apps, and runs what is submitted to it.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import contextvars
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import wraps
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -24,7 +30,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import psycopg
 
 from .database import AsyncQueries, AsyncTransaction, IsolationLevel, PooledAsyncQueries
-from .manager import exit_deadline
+from .manager import before_closing_at_exit, close_all_at_exit
 
 logger = logging.getLogger("flask_pgmonkey")
 
@@ -40,20 +46,35 @@ class Job(concurrent.futures.Future[T]):
     If the coroutine fails and nobody asks for the result, the exception is logged.
     """
 
-    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, T],
+        context: Callable[[], AbstractContextManager[Any]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         super().__init__()
-        self._name = name
+        self._coro = coro
+        self._name = getattr(coro, "__qualname__", "coroutine")
+        self._context = context
         self._loop = loop
         self._task: asyncio.Task[T] | None = None
         self._failure: BaseException | None = None
 
     def result(self, timeout: float | None = None) -> T:
-        self._failure = None
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            self._note_that_somebody_asked()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._failure = None
-        return super().exception(timeout)
+        try:
+            return super().exception(timeout)
+        finally:
+            self._note_that_somebody_asked()
+
+    def _note_that_somebody_asked(self) -> None:
+        if self.done():
+            self._failure = None
 
     def cancel(self) -> bool:
         if self.done():
@@ -61,13 +82,18 @@ class Job(concurrent.futures.Future[T]):
         self._loop.call_soon_threadsafe(self._cancel_task)
         return super().cancel()
 
-    def start(self, coro: Coroutine[Any, Any, T]) -> None:
-        """Run *coro*; called on the loop."""
+    def start(self) -> None:
+        """Run the coroutine; called on the loop."""
         if self.cancelled():
-            coro.close()
+            self._coro.close()
+            self.set_running_or_notify_cancel()
             return
-        self._task = self._loop.create_task(coro, name=self._name)
+        self._task = self._loop.create_task(self._run(), name=self._name)
         self._task.add_done_callback(self._finish)
+
+    async def _run(self) -> T:
+        with self._context():
+            return await self._coro
 
     def _cancel_task(self) -> None:
         if self._task is not None:
@@ -75,6 +101,7 @@ class Job(concurrent.futures.Future[T]):
 
     def _finish(self, task: asyncio.Task[T]) -> None:
         self._task = None
+        self._coro.close()  # for a task that exit cancelled before its first step
         if task.cancelled():
             super().cancel()
             self.set_running_or_notify_cancel()
@@ -93,12 +120,23 @@ class Job(concurrent.futures.Future[T]):
             logger.error("The background job %s failed", self._name, exc_info=self._failure)
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """The selector loop, which is the default but on Windows, where psycopg cannot use that."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: Any) -> Any:
+        try:
+            return await super().getaddrinfo(host, port, **options)
+        except RuntimeError:
+            # At exit no thread can be started any more, and a job may still have to connect.
+            return socket.getaddrinfo(host, port, **options)
+
+
 class _LoopThread:
     """A daemon thread that runs an event loop until the process exits."""
 
     def __init__(self) -> None:
-        self.loop = _new_loop()
-        self._ending = asyncio.Event()
+        self.loop = _Loop()
+        self._is_ending = False
         self._jobs: set[Job[Any]] = set()
         self._thread = threading.Thread(
             target=self._run, name="flask_pgmonkey-background", daemon=True
@@ -108,38 +146,43 @@ class _LoopThread:
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
 
-    def start(self, coro: Coroutine[Any, Any, T], name: str) -> Job[T]:
-        job: Job[T] = Job(name, self.loop)
+    def start(
+        self, coro: Coroutine[Any, Any, T], context: Callable[[], AbstractContextManager[Any]]
+    ) -> Job[T]:
+        job = Job(coro, context, self.loop)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
         # In a context of its own: a request of the submitter must not be seen.
-        contextvars.Context().run(self.loop.call_soon_threadsafe, job.start, coro)
+        contextvars.Context().run(self.loop.call_soon_threadsafe, job.start)
         return job
 
     def end(self, deadline: float) -> None:
         """Let running jobs finish, cancel those that do not, close what the loop owns."""
         patience = max(0.0, deadline - _SECONDS_KEPT_FOR_CLOSING - monotonic())
         concurrent.futures.wait(list(self._jobs), timeout=patience)
-        self.loop.call_soon_threadsafe(self._ending.set)
+        self._is_ending = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(max(0.0, deadline - monotonic()))
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        try:
-            self.loop.run_until_complete(self._ending.wait())
-        finally:
-            # As asyncio.run ends a loop; the pools close as their tasks are cancelled.
-            tasks = asyncio.all_tasks(self.loop)
-            for task in tasks:
-                task.cancel()
-            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.close()
+        while not self._is_ending:
+            # sys.exit() in a job stops the loop; it is that job's failure and nobody else's.
+            with suppress(SystemExit, KeyboardInterrupt):
+                self.loop.run_forever()
+        # As asyncio.run ends a loop; the pools close as their tasks are cancelled.
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
 
 
 class _ProcessState:
     def __init__(self) -> None:
-        self.starting = threading.Lock()
+        # Reentrant: a job that is collected meanwhile logs its failure, and logging may submit.
+        self.starting = threading.RLock()
         self.thread: _LoopThread | None = None
         self.is_exiting = False
 
@@ -152,24 +195,15 @@ def _process_state() -> _ProcessState:
     return _states.get(os.getpid()) or _states.setdefault(os.getpid(), _ProcessState())
 
 
-def _loop_thread() -> _LoopThread:
-    _refuse_gevent()
-    state = _process_state()
-    with state.starting:
-        if state.is_exiting:
-            raise RuntimeError("the process is exiting: nothing can be submitted any more")
-        if state.thread is None:
-            state.thread = _LoopThread()
-        return state.thread
-
-
-@atexit.register
-def _end_at_exit() -> None:
+def _end_at_exit(deadline: float) -> None:
     state = _process_state()
     with state.starting:
         state.is_exiting = True
     if state.thread is not None:
-        state.thread.end(exit_deadline())
+        state.thread.end(deadline)
+
+
+before_closing_at_exit.append(_end_at_exit)
 
 
 class Background:
@@ -188,13 +222,16 @@ class Background:
         :return: a :class:`concurrent.futures.Future`. An exception that nobody asks for is logged.
         :raises RuntimeError: in a process that gevent has patched, or that is exiting.
         """
-        return submit(self._in_app_context(coro), coro)
+        _require_coroutine(coro)
+        return _submit(coro, self._app_context)
 
     def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run *coro* and wait for its result; blocks the calling thread.
 
-        :raises RuntimeError: on the background loop itself, which would wait for itself.
+        :raises RuntimeError: on the background loop itself, which would wait for itself; and as
+            for :meth:`submit`.
         """
+        _require_coroutine(coro)
         if _runs_here():
             coro.close()
             raise RuntimeError(
@@ -208,22 +245,30 @@ class Background:
             job.cancel()
             raise
 
-    async def _in_app_context(self, coro: Coroutine[Any, Any, T]) -> T:
-        with self._app_context():
-            return await coro
+
+def _require_coroutine(coro: object) -> None:
+    if not asyncio.iscoroutine(coro):
+        raise TypeError(
+            f"expected a coroutine, which is what calling an async function gives, not {coro!r}"
+        )
 
 
-def submit(coro: Coroutine[Any, Any, T], inner: Coroutine[Any, Any, Any] | None = None) -> Job[T]:
-    """Start *coro* on the background loop; *inner* is what it wraps, closed with it on an error."""
-    named = inner if inner is not None else coro
+def _submit(
+    coro: Coroutine[Any, Any, T], context: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> Job[T]:
+    """Start *coro*, within a *context* of its own, on the background loop."""
     try:
-        if not asyncio.iscoroutine(named):
-            raise TypeError(f"expected a coroutine, not {type(named).__name__}")
-        return _loop_thread().start(coro, getattr(named, "__qualname__", "coroutine"))
+        _refuse_gevent()
+        state = _process_state()
+        with state.starting:
+            if state.is_exiting:
+                raise RuntimeError("the process is exiting: nothing can be submitted any more")
+            if state.thread is None:
+                state.thread = _LoopThread()
+            close_all_at_exit()
+            return state.thread.start(coro, context)
     except BaseException:
         coro.close()
-        if asyncio.iscoroutine(inner):
-            inner.close()
         raise
 
 
@@ -231,7 +276,7 @@ async def hop(coro: Coroutine[Any, Any, T]) -> T:
     """Await *coro* on the background loop, from any loop. Cancellation is carried through."""
     if _runs_here():
         return await coro
-    return await asyncio.wrap_future(submit(coro))
+    return await asyncio.wrap_future(_submit(coro))
 
 
 def _runs_here() -> bool:
@@ -265,6 +310,17 @@ class _QueriesFromAnyLoop:
 class BackgroundTransaction(_QueriesFromAnyLoop):
     """What ``db.aio.transaction()`` gives: the same queries, within the transaction."""
 
+    _there: AsyncTransaction
+
+    def __repr__(self) -> str:
+        return repr(self._there).replace("Async", "Background")
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[BackgroundTransaction]:
+        """A savepoint: an exception in its block undoes what the block did."""
+        async with _pinned(self._there.transaction()) as nested:
+            yield nested
+
 
 class BackgroundDatabase(_QueriesFromAnyLoop):
     """An async database on the background loop, whose methods can be awaited from any loop."""
@@ -285,34 +341,42 @@ class BackgroundDatabase(_QueriesFromAnyLoop):
 
         An exception rolls all of them back. One connection is pinned for the block.
         """
-        block = _PinnedTransaction(self._there, isolation_level, read_only)
-        transaction = await block.begin()
-        try:
+        async with _pinned(self._there.transaction(isolation_level, read_only)) as transaction:
+            yield transaction
+
+
+@asynccontextmanager
+async def _pinned(
+    block: AbstractAsyncContextManager[AsyncTransaction],
+) -> AsyncIterator[BackgroundTransaction]:
+    """A block that is entered and left on the background loop, from any loop."""
+    if _runs_here():
+        async with block as transaction:
             yield BackgroundTransaction(transaction)
-        except BaseException:
-            await block.end(commit=False)
-            raise
-        await block.end(commit=True)
+        return
+    pinned = _PinnedBlock(block)
+    transaction = await pinned.begin()
+    try:
+        yield BackgroundTransaction(transaction)
+    except BaseException:
+        await pinned.end(commit=False)
+        raise
+    await pinned.end(commit=True)
 
 
-class _PinnedTransaction:
-    """A transaction that one job on the background loop holds open from begin to end.
+class _PinnedBlock:
+    """A block that one job on the background loop holds open from begin to end.
 
     Whenever that job is cancelled, it rolls back and gives its connection back.
     """
 
-    def __init__(
-        self,
-        database: PooledAsyncQueries,
-        isolation_level: IsolationLevel | None,
-        read_only: bool | None,
-    ) -> None:
-        self._block = database.transaction(isolation_level, read_only)
+    def __init__(self, block: AbstractAsyncContextManager[AsyncTransaction]) -> None:
+        self._block = block
         self._begun: concurrent.futures.Future[AsyncTransaction] = concurrent.futures.Future()
         self._over: asyncio.Future[bool] | None = None
 
     async def begin(self) -> AsyncTransaction:
-        self._job = submit(self._hold())
+        self._job = _submit(self._hold())
         self._job.add_done_callback(self._pass_failure_on)
         try:
             return await asyncio.wrap_future(self._begun)
@@ -343,11 +407,6 @@ class _PinnedTransaction:
             self._begun.cancel()
         elif (error := job.exception()) is not None:
             self._begun.set_exception(error)
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    # psycopg cannot use the Proactor loop, which is the default on Windows.
-    return asyncio.SelectorEventLoop() if sys.platform == "win32" else asyncio.new_event_loop()
 
 
 def _refuse_gevent() -> None:

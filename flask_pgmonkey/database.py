@@ -435,7 +435,9 @@ class PooledAsyncQueries(AsyncQueries):
 
     async def disconnect(self) -> None:
         """Close the pool of this loop; the next query opens it again."""
-        await (await self._pool()).disconnect()
+        pool: AsyncPoolConnection | None = self.manager.cached_connection(self.config, "async_pool")
+        if pool is not None:
+            await pool.disconnect()
 
     @asynccontextmanager
     async def transaction(

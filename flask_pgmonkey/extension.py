@@ -36,7 +36,6 @@ from .database import (
     nested_transaction,
     outermost_transaction,
 )
-from .embedded import start_embedded
 from .errors import ConfigError
 from .manager import PGConnectionManager
 from .streaming import RowStream
@@ -62,9 +61,7 @@ class _AppState:
     resolve_env: bool
     allow_sensitive_defaults: bool
     postgres_folder: str
-    background: Background
     configs: dict[tuple[int, str], Config] = field(default_factory=dict)
-    reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 class PGMonkey(Queries):
@@ -135,7 +132,6 @@ class PGMonkey(Queries):
             resolve_env=resolve_env,
             allow_sensitive_defaults=allow_defaults,
             postgres_folder=os.path.join(app.instance_path, "postgres"),
-            background=Background(app.app_context),
         )
         for name in sources:
             self._binds.setdefault(name, BoundDatabase(self, name))
@@ -183,9 +179,8 @@ class PGMonkey(Queries):
         key = os.getpid(), name
         config = state.configs.get(key)
         if config is None:
-            with state.reading:
-                config = state.configs.get(key) or _read_bind(state, name)
-                state.configs[key] = config
+            # No lock: a fork while it is held would block the child for ever.
+            config = state.configs.setdefault(key, _read_bind(state, name))
         return config
 
     @property
@@ -221,7 +216,8 @@ class PGMonkey(Queries):
     @property
     def background(self) -> Background:
         """Runs coroutines beyond the views of the current app, on the process's background loop."""
-        return self._state().background
+        self._state()
+        return Background(current_app.app_context)
 
     @property
     def aio(self) -> BackgroundDatabase:
@@ -367,7 +363,7 @@ class BoundDatabase(Queries):
         """As :meth:`PGMonkey.stream`."""
         held = self._held()
         conn = held.live_connection()
-        if held.open_transactions:
+        if held.open_transactions or conn.pgconn.transaction_status in _IN_TRANSACTION:
             return RowStream(conn, query, params, batch_size, row_factory)
         held.conn = None
         return RowStream(conn, query, params, batch_size, row_factory, give_back=_give_back)
@@ -424,8 +420,8 @@ class _Held:
         self.open_transactions: list[_OpenTransaction] = []
         self._pool = pool
         self._borrowing = threading.Lock()
-        self._outlives_requests = not has_request_context()
-        self._request: object = None
+        self._request = _current_request()
+        self._outlives_requests = self._request is None
         self._was_in_transaction = False
 
     def live_connection(self) -> ServerConnection:
@@ -433,11 +429,7 @@ class _Held:
         if self._outlives_requests:
             self._notice_request()
         conn = self.conn
-        if conn is not None and (
-            self.open_transactions
-            or conn.pgconn.transaction_status in _IN_TRANSACTION
-            or is_connected(conn.pgconn)
-        ):
+        if conn is not None and (self.open_transactions or _can_take_a_query(conn)):
             return conn
         with self._borrowing:
             if self.conn is conn:
@@ -464,7 +456,9 @@ class _Held:
         if self._is_dirty():
             ending = _current_request()
             own = [opened for opened in self.open_transactions if opened.request is ending]
-            self._roll_back(own, by_hand=not (self.open_transactions or self._was_in_transaction))
+            if own or self._request is ending:
+                by_hand = not (self.open_transactions or self._was_in_transaction)
+                self._roll_back(own, by_hand)
         self._outlives_requests = True
 
     def end_context(self) -> None:
@@ -475,9 +469,7 @@ class _Held:
     def _is_dirty(self) -> bool:
         if self.conn is None or self.pid != os.getpid():
             return False
-        return bool(
-            self.open_transactions or self.conn.pgconn.transaction_status in _NEEDS_CLEANING
-        )
+        return bool(self.open_transactions or self.conn.pgconn.transaction_status in _AT_WORK)
 
     def _roll_back(self, leftover: list[_OpenTransaction], by_hand: bool) -> None:
         conn = cast("ServerConnection", self.conn)
@@ -516,8 +508,21 @@ class _OpenTransaction:
 
 
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
-_NEEDS_CLEANING = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
+_AT_WORK = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
 _ENDED = _Context()
+
+
+def _can_take_a_query(conn: ServerConnection) -> bool:
+    """Whether *conn* is alive, or at work, where psycopg knows best what to say."""
+    if conn.pgconn.transaction_status in _AT_WORK:
+        return True
+    # While another thread of this context queries, what stands on the socket is its answer.
+    if not conn.lock.acquire(blocking=False):
+        return True
+    try:
+        return is_connected(conn.pgconn)
+    finally:
+        conn.lock.release()
 
 
 def _current_request() -> object:
@@ -609,6 +614,8 @@ def _read_bind(state: _AppState, name: str) -> Config:
             f" {', '.join(sorted(set(state.sources) - {DEFAULT})) or 'none'}"
         ) from None
     if source == _EMBEDDED:
+        from .embedded import start_embedded  # a tenth of the time of importing this package
+
         return read_config(
             {"connection_settings": start_embedded(state.postgres_folder)}, origin="embedded"
         )

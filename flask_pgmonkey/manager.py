@@ -229,12 +229,18 @@ class PGConnectionManager:
             (key, force_reload), lambda: self._open(state, config, key, force_reload)
         )
 
+    def cached_connection(self, config: Config, connection_type: str) -> Any:
+        """What :meth:`connection_for` has in its cache, on the running loop for async types; None
+        where it would open a new one."""
+        loop = asyncio.get_running_loop() if connection_type in _ASYNC_TYPES else None
+        return self._state().cached.get((config.key, connection_type, loop))
+
     def _open(
         self, state: _ProcessState, config: Config, key: _Key, force_reload: bool
     ) -> SyncConnection:
-        old = cast("SyncConnection | None", state.cached.get(key))
-        if old is not None and not force_reload:
-            return old
+        cached = state.cached.get(key)
+        if cached is not None and not force_reload:
+            return cast("SyncConnection", cached)
         new: Any
         if key[1] == "pool":
             new = PoolConnection(
@@ -246,10 +252,12 @@ class PGConnectionManager:
         else:
             new = NormalConnection(config, configure=self._configure, row_factory=self._row_factory)
         new.connect()
+        close_all_at_exit()
         _sync_connections.add(new)
-        state.cached[key] = new
+        # Only now: a call with the other force_reload may have opened one at the same time.
+        old, state.cached[key] = state.cached.get(key), new
         if old is not None:
-            old.retire(new)
+            cast(Any, old).retire(new)
         return cast("SyncConnection", new)
 
     async def _get_async(
@@ -268,9 +276,9 @@ class PGConnectionManager:
     async def _open_async(
         self, state: _ProcessState, config: Config, key: _Key, force_reload: bool
     ) -> AsyncConnection:
-        old = cast("AsyncConnection | None", state.cached.get(key))
-        if old is not None and not force_reload:
-            return old
+        cached = state.cached.get(key)
+        if cached is not None and not force_reload:
+            return cast("AsyncConnection", cached)
         new: Any
         if key[1] == "async_pool":
             new = AsyncPoolConnection(
@@ -284,7 +292,8 @@ class PGConnectionManager:
                 config, configure=self._configure, row_factory=self._row_factory
             )
         await new.connect()
-        state.cached[key] = new
+        close_all_at_exit()
+        old, state.cached[key] = state.cached.get(key), new
         if old is not None:
             await cast(Any, old).retire(new)
         return cast("AsyncConnection", new)
@@ -387,16 +396,24 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+before_closing_at_exit: list[Callable[[float], None]] = []
+"""Called at exit with the deadline (by ``time.monotonic``), before anything is closed."""
+
+
 @cache
-def exit_deadline() -> float:
-    """When everything has to be closed (by ``time.monotonic``), counted from the first call, which
-    is when the process begins to exit."""
-    return monotonic() + _SECONDS_FOR_EXIT
+def close_all_at_exit() -> None:
+    """Have everything closed when the process exits.
+
+    To be called when something opens: exit handlers run in reverse, so what registered at import,
+    as the end of the embedded server did, still runs after this.
+    """
+    atexit.register(_close_all)
 
 
-@atexit.register
-def _close_all_at_exit() -> None:
-    deadline = exit_deadline()
+def _close_all() -> None:
+    deadline = monotonic() + _SECONDS_FOR_EXIT
+    for prepare in before_closing_at_exit:
+        prepare(deadline)
     for connection in list(_sync_connections):
         connection.close_at_exit(deadline)
     loops.close_at_exit(deadline)

@@ -79,8 +79,8 @@ class RowStream(Iterator[Any]):
         if conn is None:
             return
         try:
-            if cursor is not None and not conn.closed:
-                if self._give_back is not None:
+            if cursor is not None:
+                if self._give_back is not None and not conn.closed:
                     conn.rollback()  # ends the cursor too
                 cursor.close()
         except psycopg.Error:

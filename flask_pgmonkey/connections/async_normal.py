@@ -39,6 +39,7 @@ class _ProcessState:
         self.openings: AsyncRacers[AsyncServerConnection] = AsyncRacers()
         self.free = asyncio.Event()
         self.holder: asyncio.Task[Any] | None = None  # the task whose block it is
+        self.held_by = ""
         self.held_since = 0.0
         self.lent: AsyncServerConnection | None = None
         self.nested: list[AbstractAsyncContextManager[Any]] = []
@@ -95,7 +96,7 @@ class AsyncNormalConnection:
         opens it again."""
         state = self._state_on_own_loop()
         conn, state.conn = state.conn, None
-        if conn is not None and conn is not state.lent:
+        if conn is not None and state.holder is None:
             await conn.close()
         if state.loop is not None:
             release_from_loop(self, state.loop)
@@ -107,8 +108,8 @@ class AsyncNormalConnection:
         self._state().free.set()
 
     async def close_on_loop(self, deadline: float) -> None:
-        """Close as the loop ends, in use or not."""
-        self.finish()
+        """:meth:`disconnect`, which waits for nobody."""
+        await self.disconnect()
 
     def finish(self) -> None:
         """Close where no loop runs any more that could do it."""
@@ -189,15 +190,17 @@ class AsyncNormalConnection:
             try:
                 await asyncio.wait_for(state.free.wait(), max(0.0, deadline - monotonic()))
             except asyncio.TimeoutError:
-                raise PoolTimeout(
-                    f"the async connection to {self.config.target} did not come free within"
-                    f" {seconds(self._timeout)}: task {state.holder.get_name()!r} has held it for"
-                    f" {seconds(monotonic() - state.held_since)}. Use the async_pool type where"
-                    " tasks work at the same time"
-                ) from None
+                if state.holder is not None and self._successor is None:
+                    raise PoolTimeout(
+                        f"the async connection to {self.config.target} did not come free within"
+                        f" {seconds(self._timeout)}: {state.held_by} has held it for"
+                        f" {seconds(monotonic() - state.held_since)}. Use the async_pool type where"
+                        " tasks work at the same time"
+                    ) from None
         if self._successor is not None:
             return False
-        state.holder = asyncio.current_task()
+        state.holder = task = asyncio.current_task()
+        state.held_by = f"task {task.get_name()!r}" if task is not None else "a callback"
         state.held_since = monotonic()
         return True
 
@@ -246,12 +249,12 @@ class AsyncNormalConnection:
         tb: TracebackType | None,
     ) -> bool | None:
         state = self._state()
+        if self._successor is not None and self._current() not in (None, state.lent):
+            return await self._successor._leave_block(exc_type, exc, tb)
         if state.nested:
             return await state.nested.pop().__aexit__(exc_type, exc, tb)
         conn = state.lent
         if conn is None:
-            if self._successor is not None:
-                return await self._successor._leave_block(exc_type, exc, tb)
             return None  # a block that the parent process opened: nothing here is ours
         try:
             await self._end_transaction(conn, exc_type is not None)
@@ -275,7 +278,8 @@ class AsyncNormalConnection:
             await conn.close()
 
     async def _put_back(self, state: _ProcessState, conn: AsyncServerConnection) -> None:
-        if conn.pgconn.transaction_status == TransactionStatus.IDLE and conn is state.conn:
+        is_kept = conn is state.conn and self._successor is None
+        if is_kept and conn.pgconn.transaction_status == TransactionStatus.IDLE:
             await conn.put_back_attributes()
             conn.ledger.released_at = monotonic()
             return

@@ -145,14 +145,10 @@ class AsyncPoolConnection:
     async def _open_new_pool(self, state: _ProcessState) -> AsyncPool:
         if state.pool is not None:
             return state.pool
-        connector = AsyncConnector(self._open_connection, self._settings.reconnect_timeout)
         first = await self._open_connection()
-        if self._settings.min_size:
-            connector.opened_ahead.append(first)
-        else:
-            await first.close()
+        connector = AsyncConnector(self._open_connection, self._settings.reconnect_timeout)
         pool = AsyncPool(connector, self._settings, self.config.target)
-        await pool.open()
+        await pool.open_with(first)
         state.pool = pool
         end_with_running_loop(self)
         if self._settings.leak_threshold:
@@ -187,8 +183,9 @@ class AsyncPoolConnection:
         :raises psycopg.OperationalError: the server's error where none can be opened.
         :raises RuntimeError: on another loop than the object's own.
         """
-        if self._successor is not None:
-            return await self._successor.borrow(timeout, autocommit)
+        successor = self._successor
+        if successor is not None:
+            return await successor.borrow(timeout, autocommit)
         if timeout is None:
             timeout = self._settings.timeout
         if autocommit is None:
@@ -205,7 +202,8 @@ class AsyncPoolConnection:
                     raise
                 return await self._successor.borrow(deadline - monotonic(), autocommit)
             except PoolTimeout:
-                raise self._explain_timeout(state, pool, start, timeout) from None
+                explained, cause = self._explain_timeout(state, pool, start, timeout)
+                raise explained from cause
             try:
                 pulse = await self._feel_pulse(conn, deadline)
                 if pulse is Pulse.ALIVE:
@@ -229,9 +227,9 @@ class AsyncPoolConnection:
         if not isinstance(conn, AsyncServerConnection) or conn.ledger.owner is None:
             raise ValueError(f"{conn!r} was not borrowed from a pool of flask_pgmonkey")
         ledger = conn.ledger
+        if conn.is_inherited:
+            return
         if not ledger.lending.take_back(conn):
-            if ledger.owner._was_borrowed_before_fork(conn):
-                return
             raise ValueError(f"{conn!r} was given back already")
         pool: AsyncPool = ledger.pool
         try:
@@ -272,16 +270,11 @@ class AsyncPoolConnection:
 
     def _explain_timeout(
         self, state: _ProcessState, pool: AsyncPool, start: float, timeout: float
-    ) -> Exception:
+    ) -> tuple[Exception, BaseException | None]:
         failure = pool.connector.failure.since(start)
         if failure is not None and not len(state.lending):
-            return copy_for_waiter(failure)
-        exhausted = state.lending.exhausted(timeout, pool.get_stats())
-        exhausted.__cause__ = failure
-        return exhausted
-
-    def _was_borrowed_before_fork(self, conn: AsyncServerConnection) -> bool:
-        return conn.ledger.lending is not self._state().lending
+            return copy_for_waiter(failure), failure.__cause__
+        return state.lending.exhausted(timeout, pool.get_stats()), failure
 
     # Blocks
 
@@ -355,7 +348,7 @@ class AsyncPoolConnection:
     ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         conn = await self.borrow(timeout)
         blocks = self._state().blocks
-        blocks.enter(frame, conn)
+        blocks.enter(frame, conn, knows_its_end=True)
         failed = True
         try:
             yield conn

@@ -7,6 +7,7 @@ statement is the same at its start and at its end, wherever that is.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from threading import get_ident
 from types import FrameType
@@ -14,14 +15,14 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_ENDS_ITS_OWN_BLOCKS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_ENDS_ITS_OWN_BLOCKS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Blocks(Generic[T]):
     """What each open block holds, innermost last."""
 
     def __init__(self) -> None:
-        self._held: dict[FrameType, list[tuple[T, int]]] = {}
+        self._held: dict[FrameType, list[_Block[T]]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
@@ -29,56 +30,82 @@ class Blocks(Generic[T]):
     def __contains__(self, frame: FrameType) -> bool:
         return frame in self._held
 
-    def enter(self, frame: FrameType, held: T) -> None:
-        """Note that a block of *frame* holds *held*."""
-        self._held.setdefault(frame, []).append((held, get_ident()))
+    def enter(self, frame: FrameType, held: T, *, knows_its_end: bool = False) -> None:
+        """Note that a block of *frame* holds *held*.
+
+        :param knows_its_end: the block will :meth:`drop` what it holds, and never :meth:`leave`.
+        """
+        self._held.setdefault(frame, []).append(_Block(held, knows_its_end))
 
     def leave(self, frame: FrameType) -> T | None:
         """What the innermost block of *frame* holds, taken out; None if there is no such block."""
-        owner = frame if frame in self._held else self._delegating_frame(frame)
-        if owner is None:
-            return None
-        stack = self._held[owner]
-        held, _ = stack.pop()
-        if not stack:
-            del self._held[owner]
-        return held
+        block = self._innermost(frame)
+        if block is None:
+            delegated = self._delegated_block(frame)
+            if delegated is None:
+                return None
+            frame, block = delegated
+        self.drop(frame, block.held)
+        return block.held
 
     def drop(self, frame: FrameType, held: T) -> None:
         """Take the block of *frame* out that holds *held*, wherever it stands."""
         stack = self._held.get(frame, [])
-        for position, (candidate, _) in enumerate(stack):
-            if candidate is held:
+        for position, block in enumerate(stack):
+            if block.held is held:
                 del stack[position]
                 break
         if not stack:
             self._held.pop(frame, None)
 
-    def current(self, frame: FrameType | None) -> T | None:
+    def current(self, frame: FrameType) -> T | None:
         """What the innermost block around *frame* holds: its own, or that of its nearest caller."""
-        while frame is not None and self._held:
-            if stack := self._held.get(frame):
-                return stack[-1][0]
-            frame = frame.f_back
+        caller: FrameType | None = frame
+        while caller is not None and self._held:
+            if stack := self._held.get(caller):
+                return stack[-1].held
+            caller = caller.f_back
+        delegated = self._delegated_block(frame) if self._held else None
+        return delegated[1].held if delegated is not None else None
+
+    def _innermost(self, frame: FrameType) -> _Block[T] | None:
+        """The last block of *frame* that waits for :meth:`leave`."""
+        for block in reversed(list(self._held.get(frame, ()))):
+            if not block.knows_its_end:
+                return block
         return None
 
-    def _delegating_frame(self, frame: FrameType) -> FrameType | None:
-        """The frame of a block that was opened by calling ``__enter__`` by hand.
+    def _delegated_block(self, frame: FrameType) -> tuple[FrameType, _Block[T]] | None:
+        """A block that was opened by calling ``__enter__`` by hand, and its frame.
 
-        Its frame has returned, so it is none of those on the stack, and no generator's. Of several
-        in this thread the last opened is meant.
+        That has returned, so it is none of those on the stack, and no generator's. Of several
+        in this thread or task the last opened is meant.
         """
         running = set()
         caller: FrameType | None = frame
         while caller is not None:
             running.add(caller)
             caller = caller.f_back
-        thread = get_ident()
-        for candidate in reversed(self._held):
-            if (
-                candidate not in running
-                and not candidate.f_code.co_flags & _ENDS_ITS_OWN_BLOCKS
-                and self._held[candidate][-1][1] == thread
-            ):
-                return candidate
+        here = _thread_or_task()
+        for candidate in reversed(list(self._held)):  # other threads enter and leave meanwhile
+            if candidate in running or candidate.f_code.co_flags & _ENDS_ITS_OWN_BLOCKS:
+                continue
+            block = self._innermost(candidate)
+            if block is not None and block.entered_by == here:
+                return candidate, block
         return None
+
+
+class _Block(Generic[T]):
+    __slots__ = ("entered_by", "held", "knows_its_end")
+
+    def __init__(self, held: T, knows_its_end: bool) -> None:
+        self.held = held
+        self.knows_its_end = knows_its_end
+        self.entered_by = _thread_or_task()
+
+
+def _thread_or_task() -> object:
+    # Tasks of one loop share its thread; a coroutine that is not on the stack of its task is over.
+    task = asyncio.current_task() if asyncio._get_running_loop() is not None else None
+    return task or get_ident()

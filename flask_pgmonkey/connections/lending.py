@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import traceback
 from collections.abc import Callable
 from time import monotonic
@@ -18,7 +20,7 @@ from .opening import AsyncServerConnection, Ledger, ServerConnection
 logger = logging.getLogger("flask_pgmonkey")
 
 _MASS_DEATH_WITHIN = 1.0
-_FRAMES_OF_THIS_PACKAGE = 3
+_FILES_OF_NO_INTEREST = (os.path.dirname(os.path.dirname(__file__)), contextlib.__file__)
 
 _lendings: WeakSet[Lending] = WeakSet()
 
@@ -58,9 +60,7 @@ class Lending:
         if self._leak_threshold:
             ledger.leak_logged = False
             ledger.borrower = self._describe_borrower() if self._describe_borrower else ""
-            ledger.stack = traceback.StackSummary.from_list(
-                traceback.extract_stack()[:-_FRAMES_OF_THIS_PACKAGE]
-            )
+            ledger.stack = _stack_of_borrower()
 
     def take_back(self, conn: ServerConnection | AsyncServerConnection) -> bool:
         """Note that *conn* comes back; False if it is not out."""
@@ -137,6 +137,13 @@ class Lending:
 
 def _borrowed_at(ledger: Ledger) -> float:
     return ledger.borrowed_at
+
+
+def _stack_of_borrower() -> traceback.StackSummary:
+    stack = traceback.extract_stack()
+    while stack and stack[-1].filename.startswith(_FILES_OF_NO_INTEREST):
+        stack.pop()
+    return stack
 
 
 def _by(ledger: Ledger) -> str:

@@ -3,7 +3,7 @@
 A pool that is left open makes ``asyncio.run`` hang: its tasks swallow the cancellation while they
 connect. So each loop that has objects of ours gets one task that waits for its own cancellation,
 which is how ``asyncio.run`` ends a loop, and then closes them. A loop that somebody closed without
-cancelling is found by ``is_closed()``, at the next call or at exit.
+cancelling, or left with the thread that ran it, is found at the next call or at exit.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import threading
+from contextlib import suppress
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 _CLOSING_TIMEOUT = 2.0
 
@@ -32,6 +34,7 @@ class _Keeper:
         self.loop = loop
         self.kept: list[EndsWithLoop] = []
         self.task = loop.create_task(self._wait_for_the_end(), name="flask_pgmonkey-loop-keeper")
+        self._thread = threading.current_thread()
 
     async def _wait_for_the_end(self) -> None:
         try:
@@ -43,9 +46,21 @@ class _Keeper:
             _keepers.pop((os.getpid(), self.loop), None)
             raise
 
-    def abandon(self) -> None:
-        # The task will never run again; asyncio would complain about that when it is collected.
-        self.task._log_destroy_pending = False  # type: ignore[attr-defined]
+    def is_over(self) -> bool:
+        """Whether the loop was closed, or its thread ended without closing it."""
+        return self.loop.is_closed() or not (self.loop.is_running() or self._thread.is_alive())
+
+
+def abandon(task: asyncio.Task[Any]) -> None:
+    """End a task whose loop runs no more, without asyncio's complaint when it is collected."""
+    coro = task.get_coro()
+    if task.get_loop().is_running() or coro is None:
+        return
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    with suppress(RuntimeError):  # what the task does at its end may need the loop
+        coro.close()
+    # If the loop should run again, the task would fail for want of its coroutine.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 def require_own_loop(
@@ -66,7 +81,8 @@ def require_own_loop(
     if type(running).__name__ == "ProactorEventLoop":
         raise RuntimeError(
             "psycopg cannot use Windows' ProactorEventLoop: run your program with"
-            " asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop)"
+            " asyncio.run(main(), loop_factory=asyncio.SelectorEventLoop), or before Python 3.12"
+            " call asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy()) first"
         )
     return running
 
@@ -81,7 +97,8 @@ def end_with_running_loop(kept: EndsWithLoop) -> None:
     key = os.getpid(), loop
     if key not in _keepers:
         _keepers[key] = _Keeper(loop)
-    _keepers[key].kept.append(kept)
+    if kept not in _keepers[key].kept:
+        _keepers[key].kept.append(kept)
 
 
 def release_from_loop(kept: EndsWithLoop, loop: asyncio.AbstractEventLoop) -> None:
@@ -96,12 +113,12 @@ def release_from_loop(kept: EndsWithLoop, loop: asyncio.AbstractEventLoop) -> No
 
 
 def finish_closed_loops() -> None:
-    """Close what belongs to loops that were closed without being cancelled."""
+    """Close what belongs to loops that ended without being cancelled."""
     pid = os.getpid()
     for key, keeper in list(_keepers.items()):
-        if key[0] == pid and keeper.loop.is_closed():
+        if key[0] == pid and keeper.is_over():
             _keepers.pop(key, None)
-            keeper.abandon()
+            abandon(keeper.task)
             for kept in list(keeper.kept):
                 kept.finish()
 
@@ -129,7 +146,7 @@ def close_at_exit(deadline: float) -> None:
         for kept in list(keeper.kept):
             close_from_outside(kept, keeper.loop, deadline)
         if not keeper.loop.is_running():
-            keeper.abandon()
+            abandon(keeper.task)
             _keepers.pop(key, None)
 
 

@@ -93,7 +93,7 @@ class NormalConnection:
         state = self._state()
         with state.free:
             conn, state.conn = state.conn, None
-            if conn is not None and conn is not state.lent:
+            if conn is not None and not state.holder:
                 conn.close()
 
     def retire(self, successor: NormalConnection) -> None:
@@ -171,7 +171,8 @@ class NormalConnection:
         """
         with state.free:
             while state.holder and self._successor is None:
-                if not state.free.wait(max(0.0, deadline - monotonic())):
+                in_time = state.free.wait(max(0.0, deadline - monotonic()))
+                if not in_time and state.holder and self._successor is None:
                     raise PoolTimeout(
                         f"the normal connection to {self.config.target} did not come free within"
                         f" {seconds(self._timeout)}: {state.held_by} has held it for"
@@ -189,7 +190,7 @@ class NormalConnection:
         with state.free:
             state.lent = None
             state.holder = 0
-            state.free.notify()
+            state.free.notify_all()
 
     def _live_connection(self, state: _ProcessState, deadline: float) -> ServerConnection:
         conn = state.conn
@@ -229,18 +230,20 @@ class NormalConnection:
         tb: TracebackType | None,
     ) -> bool | None:
         state = self._state()
+        if self._successor is not None and self._current() not in (None, state.lent):
+            return self._successor._leave_block(exc_type, exc, tb)
         if state.nested:
             return state.nested.pop().__exit__(exc_type, exc, tb)
         conn = state.lent
         if conn is None:
-            if self._successor is not None:
-                return self._successor._leave_block(exc_type, exc, tb)
             return None  # a block that the parent process opened: nothing here is ours
         try:
             self._end_transaction(conn, exc_type is not None)
         finally:
-            self._put_back(state, conn)
-            self._end_turn(state)
+            try:
+                self._put_back(state, conn)
+            finally:
+                self._end_turn(state)
         return None
 
     def _end_transaction(self, conn: ServerConnection, failed: bool) -> None:
@@ -256,7 +259,8 @@ class NormalConnection:
             conn.close()
 
     def _put_back(self, state: _ProcessState, conn: ServerConnection) -> None:
-        if conn.pgconn.transaction_status == TransactionStatus.IDLE and conn is state.conn:
+        is_kept = conn is state.conn and self._successor is None
+        if is_kept and conn.pgconn.transaction_status == TransactionStatus.IDLE:
             conn.put_back_attributes()
             conn.ledger.released_at = monotonic()
             return

@@ -8,10 +8,11 @@ put back what a borrower changed.
 from __future__ import annotations
 
 import inspect
+import os
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -21,8 +22,12 @@ from ..config import Config
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
     from psycopg.rows import AsyncRowFactory, RowFactory
     from typing_extensions import Self
+
+T = TypeVar("T")
 
 Configure = Callable[[Any], "Awaitable[None] | None"]
 """Called with every new psycopg connection; may return an awaitable for async connections."""
@@ -78,9 +83,31 @@ class Ledger:
 
 
 class ServerConnection(psycopg.Connection[Any]):
-    """psycopg's Connection with our ledger."""
+    """psycopg's Connection with our ledger, of no use to a forked child."""
 
     ledger: Ledger
+    _pool: Any
+
+    def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self._pid = os.getpid()
+        # As for every pooled connection: psycopg would warn when it is dropped with its owner.
+        self._pool = None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the parent process opened it, before a fork. Then it must be left alone here:
+        both processes have the same socket."""
+        return self._pid != os.getpid()
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        if self.is_inherited:
+            raise _of_parent_process()
+        return super().wait(gen, *args, **kwargs)
+
+    @property
+    def closed(self) -> bool:
+        return self.is_inherited or super().closed
 
     @classmethod
     def open(
@@ -144,9 +171,31 @@ class ServerConnection(psycopg.Connection[Any]):
 
 
 class AsyncServerConnection(psycopg.AsyncConnection[Any]):
-    """psycopg's AsyncConnection with our ledger."""
+    """psycopg's AsyncConnection with our ledger, of no use to a forked child."""
 
     ledger: Ledger
+    _pool: Any
+
+    def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self._pid = os.getpid()
+        # As for every pooled connection: psycopg would warn when it is dropped with its owner.
+        self._pool = None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the parent process opened it, before a fork. Then it must be left alone here:
+        both processes have the same socket."""
+        return self._pid != os.getpid()
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        if self.is_inherited:
+            raise _of_parent_process()
+        return await super().wait(gen, *args, **kwargs)
+
+    @property
+    def closed(self) -> bool:
+        return self.is_inherited or super().closed
 
     @classmethod
     async def open(
@@ -226,6 +275,13 @@ def _set_all(settings: Mapping[str, str]) -> tuple[sql.Composed, list[str]]:
 
 _SELECT = sql.SQL("SELECT ")
 _SET_ONE = sql.SQL("pg_catalog.set_config(%s, %s, false)")
+
+
+def _of_parent_process() -> psycopg.InterfaceError:
+    return psycopg.InterfaceError(
+        "this psycopg connection was opened by the parent process, which goes on using it: borrow"
+        " one in this process"
+    )
 
 
 def _refused(config: Config, section: str, name: str, error: psycopg.Error) -> ConfigError:

@@ -126,14 +126,10 @@ class PoolConnection:
     def _open_new_pool(self, state: _ProcessState) -> Pool:
         if state.pool is not None:
             return state.pool
-        connector = Connector(self._open_connection, self._settings.reconnect_timeout)
         first = self._open_connection()
-        if self._settings.min_size:
-            connector.opened_ahead.append(first)
-        else:
-            first.close()
+        connector = Connector(self._open_connection, self._settings.reconnect_timeout)
         pool = Pool(connector, self._settings, self.config.target)
-        pool.open()
+        pool.open_with(first)
         if self._settings.leak_threshold:
             _LeakWatch(pool, state.lending, self._settings.leak_threshold).schedule()
         state.pool = pool
@@ -158,8 +154,9 @@ class PoolConnection:
         :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
         :raises psycopg.OperationalError: the server's error where none can be opened.
         """
-        if self._successor is not None:
-            return self._successor.borrow(timeout, autocommit)
+        successor = self._successor
+        if successor is not None:
+            return successor.borrow(timeout, autocommit)
         if timeout is None:
             timeout = self._settings.timeout
         if autocommit is None:
@@ -176,7 +173,8 @@ class PoolConnection:
                     raise
                 return self._successor.borrow(deadline - monotonic(), autocommit)
             except PoolTimeout:
-                raise self._explain_timeout(state, pool, start, timeout) from None
+                explained, cause = self._explain_timeout(state, pool, start, timeout)
+                raise explained from cause
             try:
                 pulse = self._feel_pulse(conn, deadline)
                 if pulse is Pulse.ALIVE:
@@ -200,9 +198,9 @@ class PoolConnection:
         if not isinstance(conn, ServerConnection) or conn.ledger.owner is None:
             raise ValueError(f"{conn!r} was not borrowed from a pool of flask_pgmonkey")
         ledger = conn.ledger
+        if conn.is_inherited:
+            return
         if not ledger.lending.take_back(conn):
-            if ledger.owner._was_borrowed_before_fork(conn):
-                return
             raise ValueError(f"{conn!r} was given back already")
         pool: Pool = ledger.pool
         try:
@@ -243,16 +241,11 @@ class PoolConnection:
 
     def _explain_timeout(
         self, state: _ProcessState, pool: Pool, start: float, timeout: float
-    ) -> Exception:
+    ) -> tuple[Exception, BaseException | None]:
         failure = pool.connector.failure.since(start)
         if failure is not None and not len(state.lending):
-            return copy_for_waiter(failure)
-        exhausted = state.lending.exhausted(timeout, pool.get_stats())
-        exhausted.__cause__ = failure
-        return exhausted
-
-    def _was_borrowed_before_fork(self, conn: ServerConnection) -> bool:
-        return conn.ledger.lending is not self._state().lending
+            return copy_for_waiter(failure), failure.__cause__
+        return state.lending.exhausted(timeout, pool.get_stats()), failure
 
     # Blocks
 
@@ -316,7 +309,7 @@ class PoolConnection:
     ) -> Iterator[psycopg.Connection[Any]]:
         conn = self.borrow(timeout)
         blocks = self._state().blocks
-        blocks.enter(frame, conn)
+        blocks.enter(frame, conn, knows_its_end=True)
         failed = True
         try:
             yield conn

@@ -23,6 +23,7 @@ from psycopg_pool.pool_async import WaitingClient as AsyncWaitingClient
 
 from ..config import PoolSettings
 from .failures import can_pass, copy_for_waiter
+from .loops import abandon
 from .opening import AsyncServerConnection, ServerConnection
 
 logger = logging.getLogger("flask_pgmonkey")
@@ -69,14 +70,11 @@ class Connector:
     def __init__(self, open_connection: Callable[[], ServerConnection], reconnect_timeout: float):
         self._open_connection = open_connection
         self._reconnect_timeout = reconnect_timeout
-        self.opened_ahead: list[ServerConnection] = []
         self.failure = _Failure()
         self.stopping = threading.Event()
         self.pool: Callable[[], Pool | None] = lambda: None
 
     def connect(self, conninfo: str = "", **kwargs: Any) -> ServerConnection:
-        if self.opened_ahead:
-            return self.opened_ahead.pop()
         give_up_at = monotonic() + self._reconnect_timeout
         pause = _FIRST_PAUSE
         while True:
@@ -110,13 +108,10 @@ class AsyncConnector:
     ):
         self._open_connection = open_connection
         self._reconnect_timeout = reconnect_timeout
-        self.opened_ahead: list[AsyncServerConnection] = []
         self.failure = _Failure()
         self.pool: Callable[[], AsyncPool | None] = lambda: None
 
     async def connect(self, conninfo: str = "", **kwargs: Any) -> AsyncServerConnection:
-        if self.opened_ahead:
-            return self.opened_ahead.pop()
         give_up_at = monotonic() + self._reconnect_timeout
         pause = _FIRST_PAUSE
         while True:
@@ -158,6 +153,15 @@ class Pool(ConnectionPool[ServerConnection]):
         if self._pid == os.getpid() and not getattr(self, "_closed", True):
             self.close_by(0.0)
 
+    def open_with(self, first: ServerConnection) -> None:
+        """Open the pool with a connection in it; the workers open those that ``min_size`` lacks."""
+        self._set_connection_expiry_date(first)
+        self._pool.append(first)
+        self._nconns = max(0, self._min_size - 1)
+        self.open()
+        with self._lock:
+            self._nconns += 1
+
     def take(self, deadline: float) -> ServerConnection:
         """An idle connection, or the next that comes free or is opened. Not checked.
 
@@ -184,8 +188,11 @@ class Pool(ConnectionPool[ServerConnection]):
             return waiter.wait(deadline - start)
         except BaseException:
             # SystemExit, KeyboardInterrupt and gevent's Timeout too: a waiter that stayed in the
-            # line would swallow the next connection.
+            # line would swallow the next connection, and count for max_waiting until then.
             self._stats[self._REQUESTS_ERRORS] += 1
+            with self._lock:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
             if not waiter.fail(PoolClosed("the wait was interrupted")) and waiter.conn:
                 self._return_connection(waiter.conn, from_getconn=True)
             raise
@@ -247,7 +254,7 @@ class Pool(ConnectionPool[ServerConnection]):
             self._waiting.clear()
             threads = self._signal_stop_worker()
         self.connector.stopping.set()
-        for conn in (*idle, *self.connector.opened_ahead):
+        for conn in idle:
             self._close_connection(conn)
         for waiter in waiting:
             waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
@@ -264,6 +271,8 @@ class Pool(ConnectionPool[ServerConnection]):
             with self._lock:
                 self._nconns -= 1
                 self._growing = self._growing and not growing
+                if self._waiting:  # since the last attempt
+                    self._maybe_grow_pool()
             return
         self._add_to_pool(conn)
         if growing:
@@ -327,6 +336,14 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         )
         connector.pool = ref(self)
 
+    async def open_with(self, first: AsyncServerConnection) -> None:
+        """:meth:`Pool.open_with`, on the running loop."""
+        self._set_connection_expiry_date(first)
+        self._pool.append(first)
+        self._nconns = max(0, self._min_size - 1)
+        await self.open()
+        self._nconns += 1
+
     async def take(self, deadline: float) -> AsyncServerConnection:
         """:meth:`Pool.take`, on the running loop."""
         self._check_open_getconn()
@@ -350,6 +367,8 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             return await waiter.wait(deadline - start)
         except BaseException:
             self._stats[self._REQUESTS_ERRORS] += 1
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
             if (conn := waiter.withdraw()) is not None:
                 await self._return_connection(conn, from_getconn=True)
             raise
@@ -401,7 +420,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         idle, waiting = list(self._pool), list(self._waiting)
         self._pool.clear()
         self._waiting.clear()
-        for conn in (*idle, *self.connector.opened_ahead):
+        for conn in idle:
             await self._close_connection(conn)
         for waiter in waiting:
             await waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
@@ -414,9 +433,27 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
     def finish(self) -> None:
         """Close the idle connections where no loop runs any more that could do it."""
         self._closed = True
-        for conn in (*self._pool, *self.connector.opened_ahead):
+        for conn in self._pool:
             conn.pgconn.finish()
         self._pool.clear()
+        for task in self._tasks_of_its_own():
+            abandon(task)
+
+    def _tasks_of_its_own(self) -> list[asyncio.Task[Any]]:
+        if self._sched_runner is None:
+            return []
+        # Before Python 3.12 the scheduler waits in a task of its own.
+        waiting_on = self._sched._event
+        return [
+            *self._workers,
+            self._sched_runner,
+            *(
+                task
+                for task in asyncio.all_tasks(self._sched_runner.get_loop())
+                if (frame := getattr(task.get_coro(), "cr_frame", None)) is not None
+                and frame.f_locals.get("self") is waiting_on
+            ),
+        ]
 
     async def _add_connection(self, attempt: object, growing: bool = False) -> None:
         try:
@@ -427,6 +464,8 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             # A cancelled worker ends when close_by stops it; raised, psycopg_pool would log it.
             if not isinstance(error, asyncio.CancelledError):
                 logger.warning("Could not connect to %s: %s", self.name, error)
+                if self._waiting:  # since the last attempt
+                    self._maybe_grow_pool()
             return
         await self._add_to_pool(conn)
         if growing:

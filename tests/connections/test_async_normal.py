@@ -1,0 +1,101 @@
+"""What only tasks can do to an ``async`` connection; the rest is in test_normal.py."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from time import monotonic
+
+import pytest
+
+from .every_type import AsyncCase, sync_and_async, within
+
+CONNECTION_TYPES = ("async",)
+
+
+@sync_and_async
+async def test_a_block_cancelled_in_its_query_leaves_a_connection_for_the_next(
+    case: AsyncCase,
+) -> None:
+    connection = await case.open()
+    inside = asyncio.Event()
+
+    async def work() -> None:
+        async with connection as conn:
+            inside.set()
+            await conn.execute("SELECT pg_sleep(60)")
+
+    for _ in range(3):
+        inside.clear()
+        working = asyncio.ensure_future(work())
+        await inside.wait()
+        await asyncio.sleep(0.02)
+        working.cancel()
+        with within(5), pytest.raises(asyncio.CancelledError):
+            await working
+        async with connection as conn:
+            assert await case.value(conn, "SELECT 1") == 1
+
+
+@sync_and_async
+async def test_a_task_cancelled_in_the_ping_leaves_a_connection_for_the_next(
+    case: AsyncCase,
+) -> None:
+    connection = await case.open()
+
+    async def enter() -> None:
+        async with connection:
+            pass
+
+    for _ in range(10):
+        async with connection as conn:
+            assert await case.value(conn, "SELECT 1") == 1
+        conn.ledger.released_at = monotonic() - 2
+        entering = asyncio.ensure_future(enter())
+        await asyncio.sleep(0)
+        entering.cancel()
+        await asyncio.wait([entering])
+    async with connection as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+    await case.wait_for_sessions(1)
+
+
+@sync_and_async
+async def test_storms_of_cancellations_leave_the_turn_free(case: AsyncCase) -> None:
+    connection = await case.open(pool={"timeout": 20})
+    chance = random.Random(7)
+
+    async def work() -> None:
+        async with connection as conn:
+            await conn.execute("SELECT 1")
+            async with connection:
+                await asyncio.sleep(0)
+
+    for _ in range(10):
+        working = [asyncio.ensure_future(work()) for _ in range(20)]
+        await asyncio.sleep(chance.random() * 0.02)
+        for one in chance.sample(working, 12):
+            one.cancel()
+        done, _ = await asyncio.wait(working)
+        assert not [one for one in done if not one.cancelled() and one.exception()]
+    with within(2):
+        await work()
+    await case.wait_for_sessions(1)
+
+
+@sync_and_async
+async def test_connections_that_are_opened_again_end_with_their_loop(case: AsyncCase) -> None:
+    def die_and_leave() -> None:
+        async def main() -> None:
+            connection = case.make()
+            case.forget(connection)
+            for _ in range(3):
+                await connection.test_connection()
+                await asyncio.to_thread(case.terminate)
+            await connection.test_connection()
+
+        asyncio.run(main())
+
+    with within(10):
+        await asyncio.to_thread(die_and_leave)
+    await case.wait_for_sessions(0)

@@ -1,0 +1,602 @@
+"""What the four connection types promise alike."""
+
+# ruff: noqa: PT012 (a block that fails has more than one statement)
+
+from __future__ import annotations
+
+import socket
+import threading
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+from psycopg.rows import dict_row
+
+from flask_pgmonkey.config import CONNECTION_TYPES
+from flask_pgmonkey.errors import ConfigError
+
+from ..round_trips import count_round_trips
+from ..servers import PrivateServer
+from .every_type import AsyncCase, errors, sync_and_async, within
+
+__all__ = ["CONNECTION_TYPES"]
+
+TABLE = "CREATE TABLE notes (note text)"
+NOTES = "SELECT note FROM notes ORDER BY note"
+
+
+# Blocks
+
+
+@sync_and_async
+async def test_a_block_commits_at_its_end(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+        assert case.rows(NOTES) == []
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_an_exception_rolls_the_block_back_and_goes_on(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(ZeroDivisionError):
+        async with connection as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            raise ZeroDivisionError
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_an_error_of_the_server_rolls_the_block_back(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        async with connection as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            await conn.execute("SELECT 1/0")
+    async with connection as conn:
+        assert await case.value(conn, "SELECT count(*) FROM notes") == 0
+
+
+@sync_and_async
+async def test_an_error_at_the_commit_reaches_the_caller(case: AsyncCase) -> None:
+    case.run_on_server("CREATE TABLE once (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    connection = await case.open()
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        async with connection as conn:
+            await conn.execute("INSERT INTO once VALUES (1), (1)")
+    async with connection as conn:
+        assert await case.value(conn, "SELECT count(*) FROM once") == 0
+
+
+@sync_and_async
+async def test_commit_and_rollback_work_inside_a_block(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('first')")
+        await conn.commit()
+        await conn.execute("INSERT INTO notes VALUES ('second')")
+        await conn.rollback()
+        await conn.execute("INSERT INTO notes VALUES ('third')")
+    assert case.rows(NOTES) == [("first",), ("third",)]
+
+
+@sync_and_async
+async def test_the_objects_commit_and_rollback_act_on_the_current_block(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('first')")
+        await connection.commit()
+        assert case.rows(NOTES) == [("first",)]
+        await conn.execute("INSERT INTO notes VALUES ('second')")
+        await connection.rollback()
+    assert case.rows(NOTES) == [("first",)]
+
+
+@sync_and_async
+async def test_the_current_block_is_found_from_a_function_that_it_calls(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+
+    async def note_and_commit() -> None:
+        async with connection.cursor() as cursor:
+            await cursor.execute("INSERT INTO notes VALUES ('noted')")
+        await connection.commit()
+
+    with pytest.raises(ZeroDivisionError):
+        async with connection:
+            await note_and_commit()
+            raise ZeroDivisionError
+    assert case.rows(NOTES) == [("noted",)]
+
+
+@sync_and_async
+async def test_commit_and_rollback_outside_a_block_do_nothing(case: AsyncCase) -> None:
+    connection = await case.open()
+    before = case.sessions()
+    await connection.commit()
+    await connection.rollback()
+    assert case.sessions() == before
+
+
+@sync_and_async
+async def test_a_cursor_inside_a_block_is_on_its_connection(case: AsyncCase) -> None:
+    connection = await case.open()
+    async with connection as conn:
+        own = await case.value(conn, "SELECT pg_backend_pid()")
+        async with connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute("SELECT pg_backend_pid() AS pid")
+            assert await cursor.fetchone() == {"pid": own}
+
+
+@sync_and_async
+async def test_a_cursor_outside_a_block_is_a_block(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute("INSERT INTO notes VALUES ('kept') RETURNING note")
+        assert await cursor.fetchone() == {"note": "kept"}
+    with pytest.raises(ZeroDivisionError):
+        async with connection.cursor() as cursor:
+            await cursor.execute("INSERT INTO notes VALUES ('lost')")
+            raise ZeroDivisionError
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_a_transaction_inside_a_block_is_a_savepoint_of_it(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('outer')")
+        with pytest.raises(ZeroDivisionError):
+            async with connection.transaction() as same:
+                assert same is conn
+                await same.execute("INSERT INTO notes VALUES ('undone')")
+                raise ZeroDivisionError
+        assert case.rows(NOTES) == []
+    assert case.rows(NOTES) == [("outer",)]
+
+
+@sync_and_async
+async def test_a_transaction_outside_a_block_is_a_block(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection.transaction() as conn:
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+    with pytest.raises(ZeroDivisionError):
+        async with connection.transaction() as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            raise ZeroDivisionError
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_autocommit_leaves_each_statement_to_itself(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open({"autocommit": True})
+    with pytest.raises(ZeroDivisionError):
+        async with connection as conn:
+            assert conn.autocommit
+            await conn.execute("INSERT INTO notes VALUES ('kept')")
+            assert case.rows(NOTES) == [("kept",)]
+            raise ZeroDivisionError
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_a_block_costs_the_round_trips_of_its_transaction(case: AsyncCase) -> None:
+    connection = await case.open(pool={"max_size": 1})
+    async with connection as conn:
+        traced = conn
+    with count_round_trips(traced) as round_trips:
+        async with connection as conn:
+            assert conn is traced
+            await conn.execute("SELECT 1")
+    assert round_trips.count == 3  # BEGIN, the query, COMMIT
+    with count_round_trips(traced) as round_trips:
+        async with connection as conn:
+            assert conn is traced
+    assert round_trips.count == 0
+
+
+# What a connection comes with
+
+
+@sync_and_async
+async def test_server_settings_are_applied_to_every_new_connection(case: AsyncCase) -> None:
+    connection = await case.open(
+        server={"work_mem": "7MB", "application_name": "it's, 100% \\ mine", "statement_timeout": 0}
+    )
+    for _ in range(2):
+        async with connection as conn:
+            assert await case.value(conn, "SHOW work_mem") == "7MB"
+            assert await case.value(conn, "SHOW application_name") == "it's, 100% \\ mine"
+            # They belong to the session: a rollback does not undo them.
+            await conn.rollback()
+            assert await case.value(conn, "SHOW work_mem") == "7MB"
+        case.terminate()
+
+
+@sync_and_async
+async def test_server_settings_cost_one_round_trip(case: AsyncCase) -> None:
+    config = case.config(server={"work_mem": "7MB", "lock_timeout": "3s", "jit": "off"})
+    connection = await case.open({"autocommit": True})
+    async with connection as conn:
+        with count_round_trips(conn) as round_trips:
+            await conn._apply(config, config.sync_settings)
+        assert round_trips.count == 1
+        assert await case.value(conn, "SHOW lock_timeout") == "3s"
+
+
+@sync_and_async
+async def test_a_setting_that_the_server_refuses_is_named(case: AsyncCase) -> None:
+    with pytest.raises(ConfigError, match=rf"{case.settings_section}\.work_mem.*invalid value"):
+        await case.open(server={"jit": "off", "work_mem": "a lot"})
+    with pytest.raises(ConfigError, match=rf"{case.settings_section}\.no_such_thing.*unrecognized"):
+        await case.open(server={"no_such_thing": "1"})
+    await case.wait_for_sessions(0)
+
+
+@sync_and_async
+async def test_configure_runs_on_every_new_connection_and_once(case: AsyncCase) -> None:
+    configured: list[Any] = []
+    connection = await case.open(pool={"max_size": 1}, configure=configured.append)
+    for _ in range(3):
+        async with connection as conn:
+            assert configured == [conn]
+    case.terminate()
+    async with connection as conn:
+        assert configured[1:] == [conn]
+
+
+@sync_and_async
+async def test_a_configure_that_fails_fails_the_opening(case: AsyncCase) -> None:
+    def fail(conn: Any) -> None:
+        raise ZeroDivisionError("configure")
+
+    with pytest.raises(ZeroDivisionError, match="configure"):
+        await case.open(configure=fail)
+    await case.wait_for_sessions(0)
+
+
+@sync_and_async
+async def test_a_configure_must_leave_no_transaction_open(case: AsyncCase) -> None:
+    def leave_open(conn: Any) -> None:
+        conn.pgconn.exec_(b"BEGIN")
+
+    with pytest.raises(psycopg.ProgrammingError, match=r"leave_open.*INTRANS"):
+        await case.open(configure=leave_open)
+    await case.wait_for_sessions(0)
+
+
+@sync_and_async
+async def test_rows_are_made_by_the_row_factory_of_the_object(case: AsyncCase) -> None:
+    connection = await case.open(row_factory=dict_row)
+    async with connection as conn:
+        assert await (await conn.execute("SELECT 1 AS n")).fetchone() == {"n": 1}
+
+
+@sync_and_async
+async def test_a_release_puts_back_what_the_borrower_changed(case: AsyncCase) -> None:
+    connection = await case.open({"prepare_threshold": 7}, {"max_size": 1})
+    async with connection as conn:
+        first = conn
+        before = _attributes(conn)
+        assert conn.prepare_threshold == 7
+        await conn.set_autocommit(True)
+        await conn.set_isolation_level(IsolationLevel.SERIALIZABLE)
+        await conn.set_read_only(True)
+        await conn.set_deferrable(True)
+        conn.row_factory = dict_row
+        conn.cursor_factory = type("Cursor", (conn.cursor_factory,), {})
+        conn.server_cursor_factory = type("Cursor", (conn.server_cursor_factory,), {})
+        conn.prepare_threshold = None
+        assert all(new != old for new, old in zip(_attributes(conn), before, strict=True))
+    async with connection as conn:
+        assert conn is first
+        assert _attributes(conn) == before
+
+
+def _attributes(conn: Any) -> tuple[Any, ...]:
+    return (
+        conn.autocommit, conn.isolation_level, conn.read_only, conn.deferrable, conn.row_factory,
+        conn.cursor_factory, conn.server_cursor_factory, conn.prepare_threshold,
+    )  # fmt: skip
+
+
+# Opening, closing, looking at it
+
+
+@sync_and_async
+async def test_an_object_knows_its_connection_type(case: AsyncCase) -> None:
+    assert case.make().connection_type == case.connection_type
+
+
+@sync_and_async
+async def test_connect_opens_once(case: AsyncCase) -> None:
+    connection = case.make()
+
+    async def connect(_: int) -> None:
+        await connection.connect()
+
+    assert await case.together(connect, range(16)) == [None] * 16
+    await connection.connect()
+    await case.wait_for_sessions(1)
+
+
+@sync_and_async
+async def test_a_block_opens_an_object_that_was_never_connected(case: AsyncCase) -> None:
+    connection = case.make()
+    async with connection as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+@sync_and_async
+async def test_disconnect_closes_and_the_next_block_opens_again(case: AsyncCase) -> None:
+    connection = await case.open()
+    for _ in range(2):
+        async with connection as conn:
+            assert await case.value(conn, "SELECT 1") == 1
+        await connection.disconnect()
+        await connection.disconnect()
+        await case.wait_for_sessions(0)
+
+
+@sync_and_async
+async def test_disconnect_inside_a_block_closes_at_its_end(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection as conn:
+        await connection.disconnect()
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",)]
+    await case.wait_for_sessions(0)
+    async with connection as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+@sync_and_async
+async def test_repr_shows_server_database_and_state(case: AsyncCase) -> None:
+    connection = case.make()
+    server = f"{case.settings['user']}@{case.settings['host']}:{case.settings['port']}"
+    target = f"{server}/{case.settings['dbname']}"
+    name = type(connection).__name__
+    assert repr(connection) == f"<{name} {target} closed>"
+    await connection.connect()
+    idle = f"<{name} {target} {'open, 0 of at most 10 borrowed' if case.is_pool else 'idle'}>"
+    assert repr(connection) == idle
+    async with connection:
+        borrowed = "open, 1 of at most 10 borrowed"
+        assert repr(connection) == f"<{name} {target} {borrowed if case.is_pool else 'in use'}>"
+    assert repr(connection) == idle
+    await connection.disconnect()
+    assert repr(connection) == f"<{name} {target} closed>"
+
+
+@sync_and_async
+async def test_test_connection_queries(case: AsyncCase) -> None:
+    connection = await case.open(pool={"min_size": 2, "max_size": 3})
+    await connection.test_connection()
+    case.terminate()
+    await connection.test_connection()
+    # A pool borrows one more than it keeps.
+    await case.wait_for_sessions(3 if case.is_pool else 1)
+
+
+# Connections that die
+
+
+@sync_and_async
+async def test_a_terminated_connection_is_replaced_at_the_next_block(case: AsyncCase) -> None:
+    connection = await case.open()
+    for _ in range(3):
+        async with connection as conn:
+            assert await case.value(conn, "SELECT 1") == 1
+        case.terminate()
+
+
+@sync_and_async
+async def test_a_connection_that_dies_in_a_block_fails_that_block_only(case: AsyncCase) -> None:
+    connection = await case.open()
+    with pytest.raises(psycopg.OperationalError, match="terminating connection"):
+        async with connection as conn:
+            case.terminate()
+            await conn.execute("SELECT 1")
+    async with connection as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+@sync_and_async
+async def test_work_that_a_dead_connection_took_along_is_no_success(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(psycopg.OperationalError):
+        async with connection as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            case.terminate()
+    assert case.rows(NOTES) == []
+
+
+@sync_and_async
+async def test_a_borrower_may_close_the_psycopg_connection(case: AsyncCase) -> None:
+    connection = await case.open()
+    async with connection as conn:
+        await conn.close()
+    async with connection as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+# Servers that cannot be reached
+
+
+@sync_and_async
+async def test_a_wrong_password_is_the_servers_error_until_it_is_right(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    connection = fragile.make({"password": "mended"})
+    for _ in range(2):
+        with within(1), pytest.raises(psycopg.OperationalError, match="password authentication"):
+            await connection.connect()
+    with within(1), pytest.raises(psycopg.OperationalError, match="password authentication"):
+        async with connection:
+            pass
+    private_server.set_password("app", "mended")
+    await connection.test_connection()
+
+
+@sync_and_async
+async def test_an_unknown_database_is_the_servers_error_until_it_exists(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    connection = fragile.make({"dbname": "later"})
+    for _ in range(2):
+        with within(1), pytest.raises(psycopg.OperationalError, match='"later" does not exist'):
+            await connection.connect()
+    with private_server.connect() as admin:
+        admin.execute("CREATE DATABASE later OWNER app")
+    await connection.test_connection()
+    await connection.disconnect()
+    with private_server.connect() as admin:
+        admin.execute("DROP DATABASE later WITH (FORCE)")
+
+
+@sync_and_async
+async def test_a_refused_port_is_an_error_at_once_until_it_accepts(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    connection = fragile.make({"port": gate.port})
+    gate.refuse()
+    for _ in range(2):
+        with within(1), pytest.raises(psycopg.OperationalError, match="refused"):
+            await connection.connect()
+    gate.accept()
+    await connection.test_connection()
+    await connection.disconnect()
+
+
+@sync_and_async
+async def test_an_unresolvable_host_is_an_error_at_once(fragile: AsyncCase) -> None:
+    connection = fragile.make({"host": "nowhere.invalid"})
+    with within(1), pytest.raises(psycopg.OperationalError, match=r"nowhere\.invalid"):
+        await connection.connect()
+
+
+@sync_and_async
+async def test_a_deaf_server_is_one_error_for_all_who_race_until_it_hears(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    connection = fragile.make({"port": gate.port, "connect_timeout": 2})
+    gate.deaf()
+
+    async def connect(_: int) -> None:
+        await connection.connect()
+
+    with within(3):
+        outcomes = await fragile.together(connect, range(32))
+    assert gate.count == 1
+    assert len({id(one) for one in outcomes}) == 32
+    for error in outcomes:
+        assert isinstance(error, psycopg.OperationalError)
+        assert "timeout" in str(error)
+    gate.resume()
+    await connection.test_connection()
+    await connection.disconnect()
+
+
+@sync_and_async
+async def test_a_server_that_restarts_is_waited_for_at_the_next_block(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    connection = await fragile.open(pool={"timeout": 20})
+    private_server.stop()
+    starting = threading.Thread(target=private_server.start)
+    starting.start()
+    async with connection as conn:
+        assert await fragile.value(conn, "SELECT 1") == 1
+    starting.join()
+
+
+@sync_and_async
+async def test_an_idle_connection_to_a_silent_server_is_given_up(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    connection = await fragile.open(
+        {"port": gate.port, "connect_timeout": 2}, {"max_size": 1, "timeout": 1}
+    )
+    async with connection as conn:
+        idle = conn
+    idle.ledger.released_at = monotonic() - 1.1
+    gate.stall()
+    # Half a second for the ping, then one attempt to connect.
+    with within(4), pytest.raises(psycopg.OperationalError):
+        async with connection:
+            pass
+    assert idle.closed
+    gate.resume()
+    async with connection as conn:
+        assert await fragile.value(conn, "SELECT 1") == 1
+    await connection.disconnect()
+
+
+# Secrets
+
+
+@sync_and_async
+async def test_a_password_shows_in_no_log_error_or_repr(
+    fragile: AsyncCase,
+    private_server: PrivateServer,
+    proxy: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    planted = "plant3d-s3cret"
+    caplog.set_level("DEBUG")
+    gate = proxy(private_server.host, private_server.port)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        free_port = closed.getsockname()[1]
+    seen: list[str] = []
+    for settings, server in (
+        ({}, {}),
+        ({"dbname": "nowhere"}, {}),
+        ({"port": free_port}, {}),
+        ({"host": "nowhere.invalid"}, {}),
+        ({"user": "nobody"}, {}),
+        ({"sslmode": "require"}, {}),
+        ({"port": gate.port}, {"work_mem": "a lot"}),
+    ):
+        if server:
+            private_server.set_password("app", planted)
+        connection = fragile.make({**settings, "password": planted}, server=server)
+        try:
+            await connection.connect()
+        except Exception as error:
+            seen += [str(error), repr(error), repr(error.__cause__), repr(error.args)]
+        seen.append(repr(connection))
+    connection = await fragile.open({"password": planted}, {"leak_threshold": 0.1, "max_size": 1})
+    async with connection as conn:
+        seen += [repr(connection), repr(conn), repr(conn.ledger.owner), repr(connection.config)]
+        await fragile.sleep(0.3)
+        private_server.set_password("app", "another")
+        fragile.settings["password"] = "another"
+        fragile.terminate()
+    outcomes = [None]
+    with pytest.raises(psycopg.OperationalError, match="password authentication") as caught:
+        async with connection:
+            outcomes.clear()
+    seen += [str(caught.value), repr(caught.value), *map(str, errors(outcomes))]
+    await connection.disconnect()
+    shown = "\n".join([*seen, caplog.text, *(repr(record.args) for record in caplog.records)])
+    assert "password authentication failed" in shown
+    assert planted not in shown

@@ -1,0 +1,705 @@
+"""The ``pool`` type and its twin ``async_pool``: each block borrows a connection."""
+
+# ruff: noqa: PT012 (a block that fails has more than one statement)
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, ExitStack  # noqa: F401 (what the sync bodies use)
+from time import monotonic
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+from psycopg_pool import PoolTimeout, TooManyRequests
+
+from flask_pgmonkey.connections import borrowed_connections
+
+from ..round_trips import count_round_trips
+from ..servers import PrivateServer
+from .every_type import AsyncCase, errors, sync_and_async, within
+
+CONNECTION_TYPES = ("pool", "async_pool")
+
+TABLE = "CREATE TABLE notes (note text)"
+NOTES = "SELECT note FROM notes ORDER BY note"
+
+
+# Blocks give back what they took
+
+
+@sync_and_async
+async def test_nested_blocks_give_back_what_they_took(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 24, "timeout": 30})
+
+    async def nest(_: int) -> None:
+        for _ in range(100):
+            async with pool as first:
+                async with pool as second:
+                    async with pool as third:
+                        pids = {conn.info.backend_pid for conn in (first, second, third)}
+                        assert len(pids) == 3
+                        assert await case.value(third, "SELECT pg_backend_pid()") in pids
+                    assert third.ledger.pool.get_stats()["pool_size"] <= 24
+                await first.execute("SELECT 1")
+                assert first.pgconn.transaction_status == TransactionStatus.INTRANS
+
+    assert await case.together(nest, range(8)) == [None] * 8
+    await case.expect_nothing_out(pool)
+    assert len(case.sessions()) <= 24
+
+
+@sync_and_async
+async def test_interleaved_generators_give_back_each_its_own(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    pool = await case.open()
+
+    async def borrow(note: str) -> AsyncGenerator[Any, None]:
+        async with pool as conn:
+            await conn.execute("INSERT INTO notes VALUES (%s)", [note])
+            yield conn
+
+    first, second = borrow("first"), borrow("second")
+    first_conn, second_conn = await first.__anext__(), await second.__anext__()
+    assert first_conn is not second_conn
+    await first.aclose()  # rolls back, as psycopg does for every exception
+    assert second_conn.pgconn.transaction_status == TransactionStatus.INTRANS
+    assert first_conn.pgconn.transaction_status == TransactionStatus.IDLE
+    with pytest.raises((StopIteration, StopAsyncIteration)):
+        await second.__anext__()
+    assert case.rows(NOTES) == [("second",)]
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_a_block_may_end_in_another_thread_or_task(case: AsyncCase) -> None:
+    pool = await case.open()
+
+    async def borrow() -> AsyncGenerator[Any, None]:
+        async with pool as conn:
+            yield conn
+
+    here, there = borrow(), borrow()
+    await here.__anext__()
+
+    async def start_another() -> Any:
+        return await there.__anext__()
+
+    async def end() -> None:
+        await here.aclose()
+
+    other = await case.outcome(case.start(start_another))
+    assert await case.outcome(case.start(end)) is None
+    assert len(borrowed_connections()) == 1
+    assert other.pgconn.transaction_status == TransactionStatus.IDLE
+    await there.aclose()
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_connection_is_a_block_for_an_exit_stack(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    pool = await case.open()
+    async with AsyncExitStack() as stack:
+        conns = [await stack.enter_async_context(pool.connection()) for _ in range(3)]
+        assert len({conn.info.backend_pid for conn in conns}) == 3
+        for conn in conns:
+            await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",)] * 3
+    with pytest.raises(ZeroDivisionError):
+        async with pool.connection() as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            raise ZeroDivisionError
+    assert case.rows(NOTES) == [("kept",)] * 3
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_connection_outlives_the_block_that_it_was_opened_in(case: AsyncCase) -> None:
+    pool = await case.open()
+    async with AsyncExitStack() as stack:
+        async with pool as inside:
+            longer = await stack.enter_async_context(pool.connection())
+            await longer.execute("SELECT 1")
+            await inside.execute("SELECT 1")
+        assert inside.pgconn.transaction_status == TransactionStatus.IDLE
+        assert longer.pgconn.transaction_status == TransactionStatus.INTRANS
+        assert len(borrowed_connections()) == 1
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_an_exit_stack_may_enter_the_pool_itself(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    pool = await case.open()
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(pool)
+        async with pool as second:
+            await second.execute("INSERT INTO notes VALUES ('second')")
+        third = await stack.enter_async_context(pool)
+        assert len({conn.info.backend_pid for conn in (first, third)}) == 2
+        await first.execute("INSERT INTO notes VALUES ('first')")
+        await third.execute("INSERT INTO notes VALUES ('third')")
+        assert case.rows(NOTES) == [("second",)]
+        await pool.rollback()  # the innermost, which is the third
+    assert case.rows(NOTES) == [("first",), ("second",)]
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_an_object_may_delegate_its_block_to_the_pool(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    pool = await case.open(pool={"max_size": 20, "timeout": 30})
+
+    class Unit:
+        async def __aenter__(self) -> Any:
+            return await pool.__aenter__()
+
+        async def __aexit__(self, *exc_info: Any) -> Any:
+            return await pool.__aexit__(*exc_info)
+
+    async def delegate(n: int) -> None:
+        for _ in range(50):
+            async with Unit() as outer:
+                async with pool as plain:
+                    async with Unit() as inner:
+                        assert await case.value(inner, "SELECT 1") == 1
+                        assert len({id(conn) for conn in (outer, plain, inner)}) == 3
+                    assert inner.ledger is not outer.ledger
+                await outer.execute("SELECT 1")
+        async with Unit() as conn:
+            await conn.execute("INSERT INTO notes VALUES (%s)", [f"unit {n}"])
+
+    assert await case.together(delegate, range(6)) == [None] * 6
+    assert case.rows(NOTES) == [(f"unit {n}",) for n in range(6)]
+    with pytest.raises(ZeroDivisionError):
+        async with Unit() as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            raise ZeroDivisionError
+    assert len(case.rows(NOTES)) == 6
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_leaving_a_block_that_was_never_entered_says_what_to_do(case: AsyncCase) -> None:
+    pool = await case.open()
+    with pytest.raises(RuntimeError, match=r"use pool\.connection\(\)"):
+        await pool.__aexit__(None, None, None)
+
+
+@sync_and_async
+async def test_release_takes_what_borrow_gave_once(case: AsyncCase) -> None:
+    pool, other = await case.open(), case.make()
+    conn = await pool.borrow()
+    await pool.release(conn)
+    with pytest.raises(ValueError, match="was given back already"):
+        await pool.release(conn)
+    with case.admin() as foreign, pytest.raises(ValueError, match="was not borrowed"):
+        await pool.release(foreign)
+    # Whichever object releases it, it goes back to the pool that it came from.
+    conn = await pool.borrow()
+    await other.release(conn)
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_a_release_rolls_back_what_is_open_and_closes_what_is_busy(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    pool = await case.open(pool={"max_size": 1})
+    conn = await pool.borrow()
+    await conn.execute("INSERT INTO notes VALUES ('lost')")
+    await pool.release(conn)
+    assert case.rows(NOTES) == []
+    busy = await pool.borrow()
+    assert busy is conn
+    busy.pgconn.send_query(b"SELECT pg_sleep(0.2)")
+    await pool.release(busy)
+    assert busy.closed
+    async with pool as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+# Size and patience
+
+
+@sync_and_async
+async def test_a_pool_opens_what_it_needs_between_min_size_and_max_size(case: AsyncCase) -> None:
+    pool = await case.open(pool={"min_size": 2, "max_size": 4})
+    await case.wait_for_sessions(2)
+    async with AsyncExitStack() as stack:
+        for _ in range(4):
+            await stack.enter_async_context(pool.connection())
+        assert len(case.sessions()) == 4
+        with pytest.raises(PoolTimeout):
+            await stack.enter_async_context(pool.connection(timeout=0.1))
+    assert len(case.sessions()) == 4
+
+
+@sync_and_async
+async def test_one_user_of_a_fresh_pool_needs_one_connection(case: AsyncCase) -> None:
+    for min_size in (0, 1):
+        pool = await case.open(pool={"min_size": min_size})
+        for _ in range(3):
+            async with pool as conn:
+                assert await case.value(conn, "SELECT 1") == 1
+        await case.sleep(0.05)
+        assert len(case.sessions()) == 1
+        await pool.disconnect()
+        await case.wait_for_sessions(0)
+
+
+@pytest.mark.parametrize("min_size", [0, 2])
+@sync_and_async
+async def test_a_pool_shrinks_to_min_size_after_max_idle(case: AsyncCase, min_size: int) -> None:
+    pool = await case.open(pool={"min_size": min_size, "max_size": 4, "max_idle": 0.2})
+    await case.idle_backends(pool, 4)
+    assert len(case.sessions()) == 4
+    await case.wait_for_sessions(min_size)
+    async with pool as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+@sync_and_async
+async def test_a_connection_past_max_lifetime_is_replaced_when_it_comes_back(
+    case: AsyncCase,
+) -> None:
+    pool = await case.open(pool={"max_size": 1, "max_lifetime": 0.1})
+    async with pool as conn:
+        old = await case.value(conn, "SELECT pg_backend_pid()")
+        await case.sleep(0.15)
+    async with pool as conn:
+        assert await case.value(conn, "SELECT pg_backend_pid()") != old
+
+
+@sync_and_async
+async def test_an_exhausted_pool_says_how_it_stands(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 2, "timeout": 0.3}, describe_borrower=lambda: "view")
+    async with pool, pool:
+        with (
+            within(2),
+            pytest.raises(
+                PoolTimeout,
+                match=r"came free within 0\.30 s: 2 of at most 2 are borrowed, 0 others wait;"
+                r" the longest has been out for 0\.[3-9]\d s",
+            ),
+        ):
+            async with pool:
+                pass
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_the_timeout_of_connection_overrules_that_of_the_config(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1, "timeout": 60})
+    async with pool:
+        with within(2), pytest.raises(PoolTimeout, match=r"within 0\.10 s"):
+            async with pool.connection(timeout=0.1):
+                pass
+
+
+@sync_and_async
+async def test_max_waiting_turns_away_who_comes_when_the_line_is_full(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1, "timeout": 20, "max_waiting": 1})
+
+    async def enter() -> None:
+        async with pool:
+            pass
+
+    async with pool:
+        # Who gave up does not count.
+        for _ in range(2):
+            with pytest.raises(PoolTimeout):
+                await pool.borrow(timeout=0.05)
+        waiting = case.start(enter)
+        deadline = monotonic() + 5
+        while pool.get_stats()["requests_waiting"] < 1:
+            assert monotonic() < deadline
+            await case.sleep(0.01)
+        with pytest.raises(TooManyRequests):
+            await enter()
+    assert await case.outcome(waiting) is None
+
+
+@sync_and_async
+async def test_waiters_are_served_in_their_order(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1, "timeout": 20})
+    served: list[int] = []
+
+    async def enter(n: int) -> None:
+        async with pool:
+            served.append(n)
+
+    waiting = []
+    async with pool:
+        for n in range(5):
+            waiting.append(case.start(enter, n))
+            deadline = monotonic() + 5
+            while pool.get_stats()["requests_waiting"] < n + 1:
+                assert monotonic() < deadline
+                await case.sleep(0.005)
+    assert [await case.outcome(one) for one in waiting] == [None] * 5
+    assert served == [0, 1, 2, 3, 4]
+
+
+@sync_and_async
+async def test_a_waiter_gets_a_new_connection_for_one_that_came_back_dead(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1, "timeout": 20})
+
+    async def query() -> Any:
+        async with pool as conn:
+            return await case.value(conn, "SELECT 7")
+
+    conn = await pool.borrow()
+    waiting = case.start(query)
+    await case.sleep(0.05)
+    await conn.close()
+    await pool.release(conn)
+    with within(3):
+        assert await case.outcome(waiting) == 7
+
+
+@sync_and_async
+async def test_a_retired_pool_lends_no_more(case: AsyncCase) -> None:
+    old, new = await case.open(pool={"max_size": 1, "timeout": 20}), await case.open()
+
+    async def pid() -> Any:
+        async with old as conn:
+            return await case.value(conn, "SELECT pg_backend_pid()")
+
+    async with old as conn:
+        own = await case.value(conn, "SELECT pg_backend_pid()")
+        waiting = case.start(pid)
+        await case.sleep(0.05)
+        await old.retire(new)
+        served_by = await case.outcome(waiting)
+        assert await pid() == served_by != own
+        assert await case.value(conn, "SELECT pg_backend_pid()") == own
+    await case.wait_for_sessions(1)
+    assert case.sessions() == {served_by}
+
+
+# Dead connections
+
+
+@pytest.mark.parametrize("size", [4, 10, 50])
+@sync_and_async
+async def test_no_borrower_meets_a_terminated_connection(case: AsyncCase, size: int) -> None:
+    pool = await case.open(pool={"min_size": size, "max_size": size, "num_workers": 8})
+    await case.wait_for_sessions(size)
+    case.terminate()
+    with within(1):
+        async with pool as conn:
+            assert await case.value(conn, "SELECT 1") == 1
+    case.terminate()
+
+    async def query(n: int) -> Any:
+        async with pool as conn:
+            return await case.value(conn, "SELECT %s::int", n)
+
+    assert await case.together(query, range(20)) == [*range(20)]
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_one_dead_connection_says_nothing_about_the_rest(case: AsyncCase) -> None:
+    pool = await case.open(pool={"min_size": 5, "max_size": 5})
+    before = await case.idle_backends(pool, 5)
+    case.terminate(before[0])
+    async with pool as conn:
+        assert conn.info.backend_pid == before[1]
+    assert set(before[1:]) <= case.sessions()
+
+
+@sync_and_async
+async def test_two_dead_connections_drain_the_older_rest(case: AsyncCase) -> None:
+    pool = await case.open(pool={"min_size": 5, "max_size": 5})
+    before = await case.idle_backends(pool, 5)
+    case.terminate(*before[:2])
+    async with pool as conn:
+        assert conn.info.backend_pid not in before
+    await case.wait_for_sessions(5)
+    assert not set(before) & case.sessions()
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_a_crash_of_the_server_drains_the_rest(fragile: AsyncCase) -> None:
+    pool = await fragile.open(pool={"min_size": 4, "max_size": 4, "timeout": 20})
+    before = await fragile.idle_backends(pool, 4)
+    os.kill(before[3], signal.SIGKILL)
+    deadline = monotonic() + 5
+    while any(map(psutil.pid_exists, before)):
+        assert monotonic() < deadline, "the other backends go on"
+        await fragile.sleep(0.01)
+    async with pool as conn:
+        assert await fragile.value(conn, "SELECT pg_backend_pid()") not in before
+    await fragile.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_a_ping_that_runs_out_discards_all_idle_ones(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    pool = await fragile.open(
+        {"port": gate.port}, {"min_size": 5, "timeout": 20, "check_on_checkout": True}
+    )
+    await fragile.wait_for_sessions(5)
+    before = fragile.sessions()
+    gate.stall()
+    # Were all five asked in turn, the last ones would answer after this.
+    resuming = threading.Timer(1.2, gate.resume)
+    resuming.start()
+    async with pool as conn:
+        assert await fragile.value(conn, "SELECT pg_backend_pid()") not in before
+    resuming.join()
+    await pool.disconnect()
+
+
+@sync_and_async
+async def test_check_on_checkout_costs_a_round_trip(case: AsyncCase) -> None:
+    for check, cost in ((False, 0), (True, 1)):
+        pool = await case.open(pool={"max_size": 1, "check_on_checkout": check})
+        async with pool as conn:
+            traced = conn
+        with count_round_trips(traced) as round_trips:
+            async with pool as conn:
+                assert conn is traced
+        assert round_trips.count == cost
+
+
+@sync_and_async
+async def test_a_connection_is_pinged_after_a_second_of_idleness(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1})
+    async with pool as conn:
+        traced = conn
+    traced.ledger.released_at = monotonic() - 1.1
+    with count_round_trips(traced) as round_trips:
+        async with pool as conn:
+            assert conn is traced
+    assert round_trips.count == 1
+
+
+# What a borrower leaves behind
+
+
+LEAVE_THINGS_BEHIND = """
+    SET work_mem = '9MB';
+    SET ROLE pg_monitor;
+    SELECT pg_advisory_lock(7);
+    LISTEN channel;
+    CREATE TEMP TABLE leftover (n int);
+    DECLARE leftover CURSOR WITH HOLD FOR SELECT 1;
+    SET application_name = 'somebody else'
+"""
+THINGS_LEFT = """
+    SELECT current_setting('work_mem'), current_user = session_user,
+        (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+        (SELECT count(*) FROM pg_listening_channels()), to_regclass('pg_temp.leftover')::text,
+        (SELECT count(*) FROM pg_cursors WHERE name = 'leftover'),
+        current_setting('application_name')
+"""
+
+
+@sync_and_async
+async def test_reset_on_return_clears_what_the_borrower_left(case: AsyncCase) -> None:
+    pool = await case.open(
+        pool={"max_size": 1, "reset_on_return": True},
+        server={"work_mem": "7MB", "application_name": "ours"},
+    )
+    conn = await pool.borrow(autocommit=True)
+    for statement in LEAVE_THINGS_BEHIND.split(";"):
+        await conn.execute(statement)
+    with count_round_trips(conn) as round_trips:
+        await pool.release(conn)
+    assert round_trips.count == 1
+    async with pool as same:
+        assert same is conn
+        assert not same.autocommit
+        left = await (await same.execute(THINGS_LEFT)).fetchone()
+        assert left == ("7MB", True, 0, 0, None, 0, "ours")
+
+
+@sync_and_async
+async def test_without_reset_on_return_a_release_costs_nothing(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1})
+    conn = await pool.borrow(autocommit=True)
+    await conn.execute("SET work_mem = '9MB'")
+    with count_round_trips(conn) as round_trips:
+        await pool.release(conn)
+    assert round_trips.count == 0
+    async with pool as same:
+        assert await case.value(same, "SHOW work_mem") == "9MB"
+
+
+@sync_and_async
+async def test_a_leak_is_logged_once_with_its_stack_and_when_it_comes_back(
+    case: AsyncCase, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = await case.open(
+        pool={"leak_threshold": 0.2}, describe_borrower=lambda: "endpoint orders.checkout"
+    )
+
+    async def forget_to_give_back() -> Any:
+        return await pool.borrow()
+
+    async with pool:
+        pass
+    conn = await forget_to_give_back()
+    assert borrowed_connections()[0].endswith("by endpoint orders.checkout")
+    deadline = monotonic() + 5
+    while not caplog.messages:
+        assert monotonic() < deadline
+        await case.sleep(0.01)
+    await case.sleep(0.3)
+    (logged,) = caplog.messages
+    assert "by endpoint orders.checkout, longer than leak_threshold (0.20 s)" in logged
+    assert "in forget_to_give_back" in logged
+    assert "flask_pgmonkey/connections" not in logged
+    await pool.release(conn)
+    assert re.search(r"came back after 0\.\d\d s by endpoint orders\.checkout", caplog.messages[1])
+    async with pool:
+        pass
+    assert len(caplog.messages) == 2
+
+
+# A server that cannot be reached while the pool is open
+
+
+@sync_and_async
+async def test_a_password_changed_on_the_server_fails_all_who_wait_at_once(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    pool = await fragile.open(pool={"max_size": 4, "timeout": 20})
+
+    async def enter(_: int) -> None:
+        async with pool:
+            pass
+
+    async with pool as conn:
+        private_server.set_password("app", "another")
+        with within(2):
+            outcomes = await fragile.together(enter, range(6))
+        assert len({id(error) for error in outcomes}) == 6
+        for error in outcomes:
+            assert isinstance(error, psycopg.OperationalError)
+            assert not isinstance(error, PoolTimeout)
+            assert "password authentication failed" in str(error)
+        assert await fragile.value(conn, "SELECT 1") == 1
+    # What is open goes on.
+    await enter(0)
+    private_server.set_password("app", private_server.password)
+    assert await fragile.together(enter, range(6)) == [None] * 6
+
+
+@sync_and_async
+async def test_a_refusing_server_is_psycopgs_error_when_the_timeout_is_over(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    pool = await fragile.open({"port": gate.port}, {"max_size": 2, "timeout": 0.4})
+    gate.refuse()
+    async with pool:
+        with within(2), pytest.raises(PoolTimeout, match="1 of at most 2") as caught:
+            await pool.borrow()
+        assert "refused" in str(caught.value.__cause__)
+    gate.drop_all()
+    await fragile.wait_for_sessions(0)
+    with within(2), pytest.raises(psycopg.OperationalError, match="refused") as failed:
+        await pool.borrow()
+    assert not isinstance(failed.value, PoolTimeout)
+    gate.accept()
+    async with pool.connection(timeout=20) as conn:
+        assert await fragile.value(conn, "SELECT 1") == 1
+    await pool.disconnect()
+
+
+@sync_and_async
+async def test_too_many_connections_are_waited_for(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    with private_server.connect() as admin:
+        admin.execute("ALTER ROLE app CONNECTION LIMIT 2")
+    pool = await fragile.open(pool={"max_size": 2, "timeout": 20})
+    async with pool:
+        with psycopg.connect(**fragile.settings):
+            with pytest.raises(PoolTimeout) as caught:
+                await pool.borrow(timeout=0.5)
+            assert "too many connections" in str(caught.value.__cause__)
+        async with pool as conn:
+            assert await fragile.value(conn, "SELECT 1") == 1
+    with private_server.connect() as admin:
+        admin.execute("ALTER ROLE app CONNECTION LIMIT -1")
+
+
+@sync_and_async
+async def test_an_outage_of_three_seconds_under_load_is_waited_out(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    pool = await fragile.open(pool={"max_size": 5, "timeout": 5})
+
+    async def request(n: int) -> Any:
+        async with pool as conn:
+            return await fragile.value(conn, "SELECT %s::int", n)
+
+    def outage() -> None:
+        private_server.stop()
+        time.sleep(3)
+        private_server.start()
+
+    breaking = threading.Timer(0.5, outage)
+    breaking.start()
+    requests = []
+    began = monotonic()
+    for n in range(90):
+        requests.append(fragile.start(request, n))
+        await fragile.sleep(max(0.0, began + (n + 1) * 0.05 - monotonic()))
+    outcomes = [await fragile.outcome(one) for one in requests]
+    breaking.join()
+    failed = errors(outcomes)
+    assert all(one == n for n, one in enumerate(outcomes) if one not in failed)
+    # Only what was on its way when the server stopped.
+    assert len(failed) <= 5
+    assert all(isinstance(error, psycopg.Error) for error in failed)
+    assert not any(isinstance(error, PoolTimeout) for error in failed)
+    await fragile.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_a_restart_under_load_fails_only_what_was_running(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    pool = await fragile.open(pool={"max_size": 6, "timeout": 20})
+    finished = fragile.event()
+
+    async def work(_: int) -> list[BaseException]:
+        failed: list[BaseException] = []
+        while not finished.is_set():
+            try:
+                async with pool as conn:
+                    await conn.execute("SELECT pg_sleep(0.002)")
+            except psycopg.Error as error:
+                failed.append(error)
+        return failed
+
+    working = [fragile.start(work, n) for n in range(8)]
+    await fragile.sleep(0.2)
+    for _ in range(2):
+        restarting = threading.Thread(target=private_server.restart)
+        restarting.start()
+        while restarting.is_alive():
+            await fragile.sleep(0.01)
+        await fragile.sleep(0.3)
+    finished.set()
+    failed = [error for one in working for error in await fragile.outcome(one)]
+    # At most what was borrowed or about to be, in each of two restarts.
+    assert len(failed) <= 12
+    assert not any(isinstance(error, PoolTimeout) for error in failed)
+    await fragile.expect_nothing_out(pool)
