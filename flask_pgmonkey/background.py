@@ -51,12 +51,14 @@ class Job(concurrent.futures.Future[T]):
         coro: Coroutine[Any, Any, T],
         context: Callable[[], AbstractContextManager[Any]],
         loop: asyncio.AbstractEventLoop,
+        note_end: Callable[[Job[T]], None],
     ) -> None:
         super().__init__()
         self._coro = coro
         self._name = getattr(coro, "__qualname__", "coroutine")
         self._context = context
         self._loop = loop
+        self._note_end = note_end
         self._task: asyncio.Task[T] | None = None
         self._failure: BaseException | None = None
 
@@ -85,6 +87,7 @@ class Job(concurrent.futures.Future[T]):
     def start(self) -> None:
         """Run the coroutine; called on the loop."""
         if self.cancelled():
+            self._note_end(self)
             self._coro.close()
             self.set_running_or_notify_cancel()
             return
@@ -101,6 +104,7 @@ class Job(concurrent.futures.Future[T]):
 
     def _finish(self, task: asyncio.Task[T]) -> None:
         self._task = None
+        self._note_end(self)
         self._coro.close()  # for a task that exit cancelled before its first step
         if task.cancelled():
             super().cancel()
@@ -149,9 +153,9 @@ class _LoopThread:
     def start(
         self, coro: Coroutine[Any, Any, T], context: Callable[[], AbstractContextManager[Any]]
     ) -> Job[T]:
-        job = Job(coro, context, self.loop)
+        # Until the coroutine has ended: that is after a cancelled future is done.
+        job = Job(coro, context, self.loop, note_end=self._jobs.discard)
         self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
         # In a context of its own: a request of the submitter must not be seen.
         contextvars.Context().run(self.loop.call_soon_threadsafe, job.start)
         return job

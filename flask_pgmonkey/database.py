@@ -99,10 +99,12 @@ class Queries(ABC):
 
         :return: the number of rows affected in all.
         """
+        # At once: a generator that queries would wait for the connection that executemany holds.
+        params_list = list(params_seq)
         conn = self._begin_use()
         try:
             with conn.transaction(), conn.cursor() as cursor:
-                cursor.executemany(query, params_seq)
+                cursor.executemany(query, params_list)
                 return max(0, cursor.rowcount)
         finally:
             self._end_use(conn)
@@ -326,10 +328,11 @@ class AsyncQueries(ABC):
 
         :return: the number of rows affected in all.
         """
+        params_list = list(params_seq)
         conn = await self._begin_use()
         try:
             async with conn.transaction(), conn.cursor() as cursor:
-                await cursor.executemany(query, params_seq)
+                await cursor.executemany(query, params_list)
                 return max(0, cursor.rowcount)
         finally:
             await self._end_use(conn)

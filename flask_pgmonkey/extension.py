@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
-from flask import (
-    Flask,
-    current_app,
-    g,
-    has_request_context,
-    request,
-)
-from flask.globals import app_ctx
-from psycopg.pq import TransactionStatus
+from flask import Flask, current_app, has_request_context
 
 from .background import Background, BackgroundDatabase
 from .config import Config, ConfigSource, check_config, read_config
 from .connections import Configure, PoolConnection
-from .connections.liveness import is_connected
 from .connections.opening import ServerConnection
+from .contexts import (
+    HeldConnection,
+    OpenTransaction,
+    current_request,
+    describe_context,
+    held_connection,
+    release_what_the_context_holds,
+    roll_back_what_the_request_left,
+)
 from .database import (
     IsolationLevel,
     PooledAsyncQueries,
@@ -49,7 +48,6 @@ logger = logging.getLogger("flask_pgmonkey")
 DEFAULT = "default"
 _EMBEDDED = "embedded"
 _ASYNC_TYPES = ("async", "async_pool")
-_ON_G = "_pgmonkey"
 
 
 @dataclass
@@ -126,7 +124,7 @@ class PGMonkey(Queries):
             manager=PGConnectionManager(
                 configure=self._configure,
                 row_factory=self._row_factory,
-                describe_borrower=_describe_context,
+                describe_borrower=describe_context,
             ),
             sources=sources,
             resolve_env=resolve_env,
@@ -136,8 +134,8 @@ class PGMonkey(Queries):
         for name in sources:
             self._binds.setdefault(name, BoundDatabase(self, name))
         app.extensions["pgmonkey"] = self
-        app.teardown_request(_roll_back_what_the_request_left)
-        app.teardown_appcontext(_release_what_the_context_holds)
+        app.teardown_request(roll_back_what_the_request_left)
+        app.teardown_appcontext(release_what_the_context_holds)
 
     def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
         config = app.config.get("PGMONKEY_CONFIG", self._config)
@@ -270,7 +268,7 @@ class PGMonkey(Queries):
         return self._default._begin_use()
 
     def _end_use(self, conn: ServerConnection) -> None:
-        pass
+        self._default._end_use(conn)
 
     def _state(self) -> _AppState:
         try:
@@ -322,11 +320,14 @@ class BoundDatabase(Queries):
     @property
     def connection(self) -> psycopg.Connection[Any]:
         """The app context's psycopg connection, in autocommit outside a transaction."""
-        return self._begin_use()
+        held = self._held()
+        conn = held.begin_use()
+        held.end_use()
+        return conn
 
     def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
         """A cursor on :attr:`connection`; takes what :meth:`psycopg.Connection.cursor` takes."""
-        return cast("psycopg.Cursor[Any]", self._begin_use().cursor(*args, **kwargs))
+        return cast("psycopg.Cursor[Any]", self.connection.cursor(*args, **kwargs))
 
     @contextmanager
     def transaction(
@@ -334,17 +335,20 @@ class BoundDatabase(Queries):
     ) -> Iterator[Transaction]:
         """As :meth:`PGMonkey.transaction`."""
         held = self._held()
-        conn = held.live_connection()
-        if not held.open_transactions:
-            block = outermost_transaction(conn, isolation_level, read_only)
-        elif isolation_level is None and read_only is None:
-            block = nested_transaction(conn)
-        else:
-            raise psycopg.ProgrammingError(
-                "isolation_level and read_only belong to the outermost transaction()"
-            )
-        opened = _OpenTransaction(block, _current_request())
-        held.open_transactions.append(opened)
+        conn = held.begin_use()
+        try:
+            if not held.open_transactions:
+                block = outermost_transaction(conn, isolation_level, read_only)
+            elif isolation_level is None and read_only is None:
+                block = nested_transaction(conn)
+            else:
+                raise psycopg.ProgrammingError(
+                    "isolation_level and read_only belong to the outermost transaction()"
+                )
+            opened = OpenTransaction(block, current_request())
+            held.open_transactions.append(opened)
+        finally:
+            held.end_use()
         try:
             with block as transaction:
                 yield transaction
@@ -362,206 +366,32 @@ class BoundDatabase(Queries):
     ) -> RowStream:
         """As :meth:`PGMonkey.stream`."""
         held = self._held()
-        conn = held.live_connection()
-        if held.open_transactions or conn.pgconn.transaction_status in _IN_TRANSACTION:
-            return RowStream(conn, query, params, batch_size, row_factory)
-        held.conn = None
-        return RowStream(conn, query, params, batch_size, row_factory, give_back=_give_back)
+        conn, is_own = held.take_over()
+        if is_own:
+            give_back = conn.ledger.owner.release
+            return RowStream(conn, query, params, batch_size, row_factory, give_back=give_back)
+        transactions = held.open_transactions
+        innermost = transactions[-1] if transactions else None
+        return RowStream(
+            conn, query, params, batch_size, row_factory,
+            is_welcome=lambda: innermost is None or innermost in transactions,
+        )  # fmt: skip
 
     def _begin_use(self) -> ServerConnection:
-        return self._held().live_connection()
+        return self._held().begin_use()
 
     def _end_use(self, conn: ServerConnection) -> None:
-        pass
+        conn.ledger.holder.end_use()
 
-    def _held(self) -> _Held:
+    def _held(self) -> HeldConnection:
         try:
-            # The object itself: each access through the proxy costs a microsecond.
-            kept = g._get_current_object()
+            return held_connection(self, self._get_pool)
         except RuntimeError:
-            self._db._state()  # says what is missing
+            self._db._state()  # says what is missing, if it is the app context
             raise
-        context: _Context | None = kept.get(_ON_G)
-        held = context.held.get(self) if context is not None else None
-        if held is not None and held.pid == os.getpid():
-            return held
-        if context is None or (context is _ENDED and _is_pushed(app_ctx)):
-            context = kept._pgmonkey = _Context()
-        if context is _ENDED:
-            raise RuntimeError(
-                "the request or app context that this code belongs to has ended. Wrap a streaming"
-                " generator in stream_with_context(), or push an app context of its own with:"
-                " with app.app_context(): …"
-            )
-        held = context.held[self] = _Held(self.pool)
-        return held
 
-
-class _Context:
-    """What ``g`` holds for us."""
-
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        self.held: dict[BoundDatabase, _Held] = {}
-
-
-class _Held:
-    """The connection of one bind in one app context."""
-
-    __slots__ = (
-        "_borrowing", "_outlives_requests", "_pool", "_request", "_was_in_transaction",
-        "conn", "open_transactions", "pid",
-    )  # fmt: skip
-
-    def __init__(self, pool: PoolConnection) -> None:
-        self.pid = os.getpid()
-        self.conn: ServerConnection | None = None
-        self.open_transactions: list[_OpenTransaction] = []
-        self._pool = pool
-        self._borrowing = threading.Lock()
-        self._request = _current_request()
-        self._outlives_requests = self._request is None
-        self._was_in_transaction = False
-
-    def live_connection(self) -> ServerConnection:
-        """The context's connection; outside a transaction another one in place of a dead one."""
-        if self._outlives_requests:
-            self._notice_request()
-        conn = self.conn
-        if conn is not None and (self.open_transactions or _can_take_a_query(conn)):
-            return conn
-        with self._borrowing:
-            if self.conn is conn:
-                if conn is not None:
-                    self._pool.release(conn)
-                    self.conn = None
-                self.conn = self._pool.borrow(autocommit=True)
-            return cast("ServerConnection", self.conn)
-
-    def _notice_request(self) -> None:
-        """Note what a request finds that did not begin this."""
-        current = _current_request()
-        if current is not self._request:
-            self._request = current
-            self._was_in_transaction = self.conn is not None and (
-                self.conn.pgconn.transaction_status in _IN_TRANSACTION
-            )
-
-    def end_request(self) -> None:
-        """Roll back what the request that ends left open, and leave the rest as it is.
-
-        In Flask 3.1 a request inside an outer app context shares its ``g``.
-        """
-        if self._is_dirty():
-            ending = _current_request()
-            own = [opened for opened in self.open_transactions if opened.request is ending]
-            if own or self._request is ending:
-                by_hand = not (self.open_transactions or self._was_in_transaction)
-                self._roll_back(own, by_hand)
-        self._outlives_requests = True
-
-    def end_context(self) -> None:
-        """Roll back what is open."""
-        if self._is_dirty():
-            self._roll_back(self.open_transactions, by_hand=not self.open_transactions)
-
-    def _is_dirty(self) -> bool:
-        if self.conn is None or self.pid != os.getpid():
-            return False
-        return bool(self.open_transactions or self.conn.pgconn.transaction_status in _AT_WORK)
-
-    def _roll_back(self, leftover: list[_OpenTransaction], by_hand: bool) -> None:
-        conn = cast("ServerConnection", self.conn)
-        is_busy = conn.pgconn.transaction_status == TransactionStatus.ACTIVE
-        if not (leftover or by_hand or is_busy):
-            return
-        logger.warning(
-            "%s left %s on its connection to %s: it is rolled back. Use 'with db.transaction():'.",
-            _describe_context(),
-            "a query running" if is_busy else "a transaction open",
-            self._pool.config.target,
-        )
-        try:
-            if is_busy:
-                conn.close()
-            for opened in reversed(leftover.copy()):
-                self.open_transactions.remove(opened)
-                opened.block.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
-            if by_hand and not conn.closed:
-                conn.rollback()
-        except psycopg.Error as error:
-            logger.warning("Closing a connection to %s: %s", self._pool.config.target, error)
-            conn.close()
-
-    def release(self) -> None:
-        """Give the connection back to the pool."""
-        conn, self.conn = self.conn, None
-        if conn is not None and self.pid == os.getpid():
-            self._pool.release(conn)
-
-
-@dataclass(eq=False)
-class _OpenTransaction:
-    block: AbstractContextManager[Transaction]
-    request: object
-
-
-_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
-_AT_WORK = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
-_ENDED = _Context()
-
-
-def _can_take_a_query(conn: ServerConnection) -> bool:
-    """Whether *conn* is alive, or at work, where psycopg knows best what to say."""
-    if conn.pgconn.transaction_status in _AT_WORK:
-        return True
-    # While another thread of this context queries, what stands on the socket is its answer.
-    if not conn.lock.acquire(blocking=False):
-        return True
-    try:
-        return is_connected(conn.pgconn)
-    finally:
-        conn.lock.release()
-
-
-def _current_request() -> object:
-    return request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
-
-
-def _describe_context() -> str:
-    if has_request_context():
-        return f"request {request.method} {request.path} (endpoint {request.endpoint})"
-    return "an app context"
-
-
-def _roll_back_what_the_request_left(exc: BaseException | None) -> None:
-    context: _Context | None = g._get_current_object().get(_ON_G)
-    if context is None:
-        return
-    for held in context.held.values():
-        try:
-            held.end_request()
-        except Exception:
-            logger.exception("Could not roll back what %s left open", _describe_context())
-
-
-def _release_what_the_context_holds(exc: BaseException | None) -> None:
-    kept = g._get_current_object()
-    context: _Context | None = kept.get(_ON_G)
-    # Whoever still runs in a copy of this context must not borrow what nobody would give back.
-    kept._pgmonkey = _ENDED
-    if context is None:
-        return
-    for held in context.held.values():
-        try:
-            held.end_context()
-        except Exception:
-            logger.exception("Could not roll back what %s left open", _describe_context())
-        try:
-            held.release()
-        except Exception:
-            logger.exception("Could not release the connection of %s", _describe_context())
+    def _get_pool(self) -> PoolConnection:
+        return self.pool
 
 
 @cache
@@ -570,19 +400,6 @@ def _advise_against_async_in_views() -> None:
         "An async connection was asked for in a view. It closes with the event loop of that view:"
         " use 'await db.aio.fetch_all(…)' and the others, whose pool stays open."
     )
-
-
-def _is_pushed(context: Any) -> bool:
-    """Whether an app context that was torn down is pushed again and will be torn down again.
-
-    So it is under ``stream_with_context``. The signal that tells it would cost each request
-    several microseconds; the names are those of Flask 3.0 and 3.1, and of 3.2.
-    """
-    return bool(getattr(context, "_cv_tokens", None) or getattr(context, "_push_count", 0))
-
-
-def _give_back(conn: ServerConnection) -> None:
-    conn.ledger.owner.release(conn)
 
 
 def _located(app: Flask, key: str, source: object) -> ConfigSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import threading
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from time import monotonic
@@ -40,6 +41,7 @@ class _ProcessState:
 
     def __init__(self) -> None:
         self.cached: dict[_Key, SyncConnection | AsyncConnection] = {}
+        self.replacing = threading.Lock()
         self.racers: Racers[SyncConnection] = Racers()
         self.async_racers: AsyncRacers[AsyncConnection] = AsyncRacers()
 
@@ -255,7 +257,8 @@ class PGConnectionManager:
         close_all_at_exit()
         _sync_connections.add(new)
         # Only now: a call with the other force_reload may have opened one at the same time.
-        old, state.cached[key] = state.cached.get(key), new
+        with state.replacing:
+            old, state.cached[key] = state.cached.get(key), new
         if old is not None:
             cast(Any, old).retire(new)
         return cast("SyncConnection", new)
@@ -400,13 +403,19 @@ before_closing_at_exit: list[Callable[[float], None]] = []
 """Called at exit with the deadline (by ``time.monotonic``), before anything is closed."""
 
 
-@cache
 def close_all_at_exit() -> None:
     """Have everything closed when the process exits.
 
     To be called when something opens: exit handlers run in reverse, so what registered at import,
     as the end of the embedded server did, still runs after this.
     """
+    _register_in(os.getpid())
+
+
+@cache
+def _register_in(pid: int) -> None:
+    # In a forked child again: multiprocessing begins there without exit handlers.
+    atexit.unregister(_close_all)
     atexit.register(_close_all)
 
 

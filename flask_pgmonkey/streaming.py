@@ -28,7 +28,8 @@ class RowStream(Iterator[Any]):
     :param conn: the connection to read through.
     :param batch_size: rows to fetch in one round trip.
     :param give_back: takes the connection at the end; without it the stream is a guest in a
-        transaction that is open on *conn*.
+        transaction that is open on *conn*, whose end is the stream's.
+    :param is_welcome: whether the transaction that a guest reads in is open still.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class RowStream(Iterator[Any]):
         batch_size: int,
         row_factory: RowFactory[Any] | None,
         give_back: Callable[[ServerConnection], None] | None = None,
+        is_welcome: Callable[[], bool] = lambda: True,
     ) -> None:
         self._conn: ServerConnection | None = conn
         self._give_back = give_back
+        self._is_welcome = is_welcome
         self._cursor: psycopg.ServerCursor[Any] | None = None
         try:
             if batch_size < 1:
@@ -61,12 +64,13 @@ class RowStream(Iterator[Any]):
     def __next__(self) -> Any:
         if self._conn is None:
             raise StopIteration
+        if not self._is_welcome():
+            self.close()
+            raise RuntimeError("the transaction that this stream reads in is over")
         try:
             return next(self._rows)
         except StopIteration:
-            if self._give_back is not None:
-                self._conn.commit()  # the query may have called functions that write
-            self.close()
+            self._end(commit=True)  # the query may have called functions that write
             raise
         except BaseException:
             self.close()
@@ -74,20 +78,22 @@ class RowStream(Iterator[Any]):
 
     def close(self) -> None:
         """Give the connection back; does nothing the second time."""
+        self._end(commit=False)
+
+    def _end(self, commit: bool) -> None:
         conn, self._conn = self._conn, None
         cursor, self._cursor = self._cursor, None
-        if conn is None:
+        if cursor is not None:
+            # Only on this side: on the server the cursor ends with its transaction, and a guest
+            # that is dropped late must not speak on a connection that others use by then.
+            psycopg.Cursor.close(cursor)
+        if conn is None or self._give_back is None:
             return
         try:
-            if cursor is not None:
-                if self._give_back is not None and not conn.closed:
-                    conn.rollback()  # ends the cursor too
-                cursor.close()
-        except psycopg.Error:
-            conn.close()
+            if commit:
+                conn.commit()
         finally:
-            if self._give_back is not None:
-                self._give_back(conn)
+            self._give_back(conn)  # rolls back what is open
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 LAYERS = [
     {"cli", "monitor", "testing"},
     {"csv_transfer", "server_audit", "codegen"},
+    {"contexts"},
     {"extension"},
     {"background"},
     {"database", "streaming"},

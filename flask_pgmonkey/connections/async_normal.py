@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from time import monotonic
 from types import TracebackType
@@ -118,6 +118,10 @@ class AsyncNormalConnection:
             if conn is not None:
                 conn.pgconn.finish()
         state.conn = None
+
+    def tasks_of_its_own(self) -> Collection[asyncio.Task[Any]]:
+        """None."""
+        return ()
 
     def _state(self) -> _ProcessState:
         try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from time import monotonic
 from types import FrameType, TracebackType
@@ -95,7 +95,10 @@ class AsyncPoolConnection:
         :raises psycopg.OperationalError: at once, with the server's words, where that fails.
         :raises RuntimeError: on another loop than the object's own.
         """
-        await self._open_pool(self._state_on_own_loop())
+        if self._successor is not None:
+            await self._successor.connect()
+        else:
+            await self._open_pool(self._state_on_own_loop())
 
     async def disconnect(self) -> None:
         """Close the pool. Borrowed connections close when they come back; the next block opens
@@ -127,6 +130,11 @@ class AsyncPoolConnection:
         for conn in state.lending.all_borrowed():
             conn.pgconn.finish()
 
+    def tasks_of_its_own(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks that keep the pool."""
+        pool = self._state().pool
+        return pool.tasks_of_its_own() if pool is not None else ()
+
     def _state(self) -> _ProcessState:
         try:
             return self._states[os.getpid()]
@@ -153,6 +161,8 @@ class AsyncPoolConnection:
         end_with_running_loop(self)
         if self._settings.leak_threshold:
             self._watch_leaks(state)
+        if self._successor is not None:  # since we began
+            await self.disconnect()
         return pool
 
     def _open_connection(self) -> Awaitable[AsyncServerConnection]:
@@ -193,14 +203,16 @@ class AsyncPoolConnection:
         start = monotonic()
         deadline = start + timeout
         state = self._state_on_own_loop()
-        pool = state.pool or await self._open_pool(state)
         while True:
+            pool = state.pool or await self._open_pool(state)
             try:
                 conn = await pool.take(deadline)
             except PoolClosed:
-                if self._successor is None:
+                if self._successor is not None:
+                    return await self._successor.borrow(deadline - monotonic(), autocommit)
+                if monotonic() >= deadline:
                     raise
-                return await self._successor.borrow(deadline - monotonic(), autocommit)
+                continue  # somebody closed it meanwhile
             except PoolTimeout:
                 explained, cause = self._explain_timeout(state, pool, start, timeout)
                 raise explained from cause
@@ -215,8 +227,10 @@ class AsyncPoolConnection:
                 await pool.discard(conn)
                 raise
             await pool.discard(conn)
-            if pulse is Pulse.SILENT or state.lending.idle_rest_must_go(conn.ledger):
+            if pulse is Pulse.SILENT:
                 await pool.discard_idle()
+            elif pulse is Pulse.DEAD and state.lending.idle_rest_must_go(conn.ledger):
+                await pool.discard_idle(opened_before=conn.ledger.released_at)
 
     async def release(self, conn: psycopg.AsyncConnection[Any]) -> None:
         """Give back what :meth:`borrow` gave. What is still in a transaction is rolled back; what
@@ -265,16 +279,21 @@ class AsyncPoolConnection:
             return Pulse.DEAD
         now = monotonic()
         if self._settings.check_on_checkout or now - ledger.released_at > IDLE_BEFORE_PING:
-            return await ping_async(conn.pgconn, min(PING_TIMEOUT, deadline - now))
+            patience = min(PING_TIMEOUT, deadline - now)
+            pulse = await ping_async(conn.pgconn, patience)
+            # A borrower in a hurry has learned nothing about the other connections.
+            return Pulse.UNHEARD if pulse is Pulse.SILENT and patience < PING_TIMEOUT else pulse
         return Pulse.ALIVE
 
     def _explain_timeout(
         self, state: _ProcessState, pool: AsyncPool, start: float, timeout: float
     ) -> tuple[Exception, BaseException | None]:
-        failure = pool.connector.failure.since(start)
-        if failure is not None and not len(state.lending):
-            return copy_for_waiter(failure), failure.__cause__
-        return state.lending.exhausted(timeout, pool.get_stats()), failure
+        failure = pool.connector.failure
+        if len(state.lending):
+            return state.lending.exhausted(timeout, pool.get_stats()), failure.since(start)
+        if failure.error is not None:
+            return copy_for_waiter(failure.error), failure.error.__cause__
+        return state.lending.unanswered(timeout), None
 
     # Blocks
 

@@ -41,10 +41,14 @@ class Blocks(Generic[T]):
         """What the innermost block of *frame* holds, taken out; None if there is no such block."""
         block = self._innermost(frame)
         if block is None:
-            delegated = self._delegated_block(frame)
-            if delegated is None:
+            delegated = self._delegated_blocks(frame)
+            if len(delegated) > 1:
+                # The object that entered the block, an ExitStack for example, leaves it.
+                myself = frame.f_locals.get("self")
+                delegated = [d for d in delegated if d[0].f_locals.get("self") is myself]
+            if not delegated:
                 return None
-            frame, block = delegated
+            frame, block = delegated[0]
         self.drop(frame, block.held)
         return block.held
 
@@ -65,8 +69,8 @@ class Blocks(Generic[T]):
             if stack := self._held.get(caller):
                 return stack[-1].held
             caller = caller.f_back
-        delegated = self._delegated_block(frame) if self._held else None
-        return delegated[1].held if delegated is not None else None
+        delegated = self._delegated_blocks(frame) if self._held else []
+        return delegated[0][1].held if delegated else None
 
     def _innermost(self, frame: FrameType) -> _Block[T] | None:
         """The last block of *frame* that waits for :meth:`leave`."""
@@ -75,11 +79,11 @@ class Blocks(Generic[T]):
                 return block
         return None
 
-    def _delegated_block(self, frame: FrameType) -> tuple[FrameType, _Block[T]] | None:
-        """A block that was opened by calling ``__enter__`` by hand, and its frame.
+    def _delegated_blocks(self, frame: FrameType) -> list[tuple[FrameType, _Block[T]]]:
+        """Blocks that were opened by calling ``__enter__`` by hand, and their frames.
 
-        That has returned, so it is none of those on the stack, and no generator's. Of several
-        in this thread or task the last opened is meant.
+        Those have returned, so they are none of those on the stack, and no generator's. The ones
+        of this thread or task, the last opened first.
         """
         running = set()
         caller: FrameType | None = frame
@@ -87,13 +91,14 @@ class Blocks(Generic[T]):
             running.add(caller)
             caller = caller.f_back
         here = _thread_or_task()
-        for candidate in reversed(list(self._held)):  # other threads enter and leave meanwhile
-            if candidate in running or candidate.f_code.co_flags & _ENDS_ITS_OWN_BLOCKS:
-                continue
-            block = self._innermost(candidate)
-            if block is not None and block.entered_by == here:
-                return candidate, block
-        return None
+        return [
+            (candidate, block)
+            for candidate in reversed(list(self._held))  # other threads enter and leave meanwhile
+            if candidate not in running
+            and not candidate.f_code.co_flags & _ENDS_ITS_OWN_BLOCKS
+            and (block := self._innermost(candidate)) is not None
+            and block.entered_by == here
+        ]
 
 
 class _Block(Generic[T]):

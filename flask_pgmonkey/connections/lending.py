@@ -54,13 +54,13 @@ class Lending:
     def lend(self, conn: ServerConnection | AsyncServerConnection, owner: Any, pool: Any) -> None:
         """Note that *conn* leaves *pool*."""
         ledger = conn.ledger
-        ledger.owner, ledger.pool, ledger.lending = owner, pool, self
-        ledger.borrowed_at = monotonic()
-        self._borrowed[id(conn)] = conn
         if self._leak_threshold:
             ledger.leak_logged = False
             ledger.borrower = self._describe_borrower() if self._describe_borrower else ""
             ledger.stack = _stack_of_borrower()
+        ledger.owner, ledger.pool, ledger.lending = owner, pool, self
+        ledger.borrowed_at = monotonic()
+        self._borrowed[id(conn)] = conn
 
     def take_back(self, conn: ServerConnection | AsyncServerConnection) -> bool:
         """Note that *conn* comes back; False if it is not out."""
@@ -109,17 +109,26 @@ class Lending:
 
     def exhausted(self, timeout: float, stats: dict[str, int]) -> PoolTimeout:
         """The error for a borrower whose time ran out while connections exist."""
+        borrowed = [conn.ledger for conn in self.all_borrowed()]
         message = (
             f"no connection to {self._target} came free within {seconds(timeout)}:"
-            f" {len(self._borrowed)} of at most {stats['pool_max']} are borrowed,"
+            f" {len(borrowed)} of at most {stats['pool_max']} are borrowed,"
             f" {stats['requests_waiting']} others wait"
         )
-        if self._borrowed:
-            longest = min((c.ledger for c in list(self._borrowed.values())), key=_borrowed_at)
+        if borrowed:
+            longest = min(borrowed, key=_borrowed_at)
             held = seconds(monotonic() - longest.borrowed_at)
             message += f"; the longest has been out for {held}{_by(longest)}"
         return PoolTimeout(
             f"{message}. Hold connections for a shorter time, or raise max_size or timeout"
+        )
+
+    def unanswered(self, timeout: float) -> PoolTimeout:
+        """The error for a borrower whose time ran out before the server answered anybody."""
+        return PoolTimeout(
+            f"no connection to {self._target} could be opened within {seconds(timeout)}: the"
+            " server has not answered. An attempt may take as long as connect_timeout says; only"
+            " a timeout above that shows its error"
         )
 
     def all_borrowed(self) -> list[ServerConnection | AsyncServerConnection]:

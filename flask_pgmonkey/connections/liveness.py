@@ -44,11 +44,12 @@ IDLE_BEFORE_PING = 1.0
 
 
 class Pulse(enum.Enum):
-    """What a ping found."""
+    """What a ping found. UNHEARD is silence for less than :data:`PING_TIMEOUT`."""
 
     ALIVE = enum.auto()
     DEAD = enum.auto()
     SILENT = enum.auto()
+    UNHEARD = enum.auto()
 
 
 def is_connected(pgconn: PGconn) -> bool:

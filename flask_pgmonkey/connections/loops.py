@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
+import sys
 import threading
+from collections.abc import Collection
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
+
+logger = logging.getLogger("flask_pgmonkey")
 
 _CLOSING_TIMEOUT = 2.0
 
@@ -27,6 +32,9 @@ class EndsWithLoop(Protocol):
 
     def finish(self) -> None:
         """Close without a loop: drop the sockets."""
+
+    def tasks_of_its_own(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks that run until it is closed."""
 
 
 class _Keeper:
@@ -41,10 +49,30 @@ class _Keeper:
             await self.loop.create_future()
         except asyncio.CancelledError:
             deadline = monotonic() + _CLOSING_TIMEOUT
-            for kept in list(self.kept):
-                await kept.close_on_loop(deadline)
-            _keepers.pop((os.getpid(), self.loop), None)
+            if self.kept:
+                await self._let_others_end(deadline - _CLOSING_TIMEOUT / 2)
+            while self.kept:
+                kept = self.kept.pop()
+                try:
+                    await kept.close_on_loop(deadline)
+                except Exception:
+                    logger.exception("Could not close %r as its event loop ended", kept)
+                    kept.finish()
+            key = os.getpid(), self.loop
+            if _keepers.get(key) is self:
+                del _keepers[key]
             raise
+
+    async def _let_others_end(self, deadline: float) -> None:
+        """Wait for the tasks that are cancelled too: at their end they may query once more."""
+        own = {asyncio.current_task()}.union(*(kept.tasks_of_its_own() for kept in self.kept))
+        ending = [
+            task
+            for task in asyncio.all_tasks()
+            if task not in own and (sys.version_info < (3, 11) or task.cancelling())
+        ]
+        if ending:
+            await asyncio.wait(ending, timeout=deadline - monotonic())
 
     def is_over(self) -> bool:
         """Whether the loop was closed, or its thread ended without closing it."""
@@ -54,13 +82,14 @@ class _Keeper:
 def abandon(task: asyncio.Task[Any]) -> None:
     """End a task whose loop runs no more, without asyncio's complaint when it is collected."""
     coro = task.get_coro()
-    if task.get_loop().is_running() or coro is None:
+    if task.done() or coro is None or task.get_loop().is_running():
         return
     task._log_destroy_pending = False  # type: ignore[attr-defined]
     with suppress(RuntimeError):  # what the task does at its end may need the loop
         coro.close()
-    # If the loop should run again, the task would fail for want of its coroutine.
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())
+    if not task.get_loop().is_closed():
+        # If the loop should run again, the task would fail for want of its coroutine.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 def require_own_loop(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import socket
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +45,7 @@ class Ledger:
         "borrower",
         "cursor_factory",
         "deferrable",
+        "holder",
         "isolation_level",
         "leak_logged",
         "lending",
@@ -69,6 +72,7 @@ class Ledger:
         self.opened_at = self.released_at = monotonic()
         self.borrowed_at = 0.0
         self.owner: Any = None
+        self.holder: Any = None
         self.pool: Any = None
         self.lending: Any = None
         self.borrower = ""
@@ -108,6 +112,12 @@ class ServerConnection(psycopg.Connection[Any]):
     @property
     def closed(self) -> bool:
         return self.is_inherited or super().closed
+
+    def shut_down(self) -> None:
+        """Shut down the socket under whoever uses this connection: what it waits for fails."""
+        with suppress(OSError, psycopg.OperationalError):  # closed already
+            with socket.socket(fileno=os.dup(self.pgconn.socket)) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
     @classmethod
     def open(

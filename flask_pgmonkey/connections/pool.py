@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -72,6 +73,7 @@ class PoolConnection:
         self._row_factory = row_factory
         self._describe_borrower = describe_borrower
         self._successor: PoolConnection | None = None
+        self._is_exiting = False
         self._states: dict[int, _ProcessState] = {}
 
     def __repr__(self) -> str:
@@ -90,7 +92,10 @@ class PoolConnection:
 
         :raises psycopg.OperationalError: at once, with the server's words, where that fails.
         """
-        self._open_pool(self._state())
+        if self._successor is not None:
+            self._successor.connect()
+        else:
+            self._open_pool(self._state())
 
     def disconnect(self) -> None:
         """Close the pool. Borrowed connections close when they come back; the next block opens
@@ -104,6 +109,7 @@ class PoolConnection:
 
     def close_at_exit(self, deadline: float) -> None:
         """Close what this process has open; its threads have until *deadline* to end."""
+        self._is_exiting = True
         self._close_by(deadline)
 
     def _close_by(self, deadline: float) -> None:
@@ -131,8 +137,10 @@ class PoolConnection:
         pool = Pool(connector, self._settings, self.config.target)
         pool.open_with(first)
         if self._settings.leak_threshold:
-            _LeakWatch(pool, state.lending, self._settings.leak_threshold).schedule()
+            _LeakWatch(pool, state.lending, self._settings.leak_threshold).schedule(pool)
         state.pool = pool
+        if self._successor is not None or self._is_exiting:  # since we began
+            self._close_by(0.0)
         return pool
 
     def _open_connection(self) -> ServerConnection:
@@ -164,14 +172,16 @@ class PoolConnection:
         start = monotonic()
         deadline = start + timeout
         state = self._state()
-        pool = state.pool or self._open_pool(state)
         while True:
+            pool = state.pool or self._open_pool(state)
             try:
                 conn = pool.take(deadline)
             except PoolClosed:
-                if self._successor is None:
+                if self._successor is not None:
+                    return self._successor.borrow(deadline - monotonic(), autocommit)
+                if self._is_exiting or monotonic() >= deadline:
                     raise
-                return self._successor.borrow(deadline - monotonic(), autocommit)
+                continue  # somebody closed it meanwhile
             except PoolTimeout:
                 explained, cause = self._explain_timeout(state, pool, start, timeout)
                 raise explained from cause
@@ -186,8 +196,10 @@ class PoolConnection:
                 pool.discard(conn)
                 raise
             pool.discard(conn)
-            if pulse is Pulse.SILENT or state.lending.idle_rest_must_go(conn.ledger):
+            if pulse is Pulse.SILENT:
                 pool.discard_idle()
+            elif pulse is Pulse.DEAD and state.lending.idle_rest_must_go(conn.ledger):
+                pool.discard_idle(opened_before=conn.ledger.released_at)
 
     def release(self, conn: psycopg.Connection[Any]) -> None:
         """Give back what :meth:`borrow` gave. What is still in a transaction is rolled back; what
@@ -218,6 +230,16 @@ class PoolConnection:
             else:
                 pool.putconn(conn)
 
+    def abandon(self, conn: ServerConnection) -> None:
+        """Give up a borrowed connection that another thread still uses.
+
+        The other's query fails, because the socket is shut down; the last one to let go of the
+        connection closes it. libpq must not be asked to, while another thread is in it.
+        """
+        if conn.ledger.lending.take_back(conn):
+            conn.shut_down()
+            conn.ledger.pool.forget(conn)
+
     def _tidy(self, conn: ServerConnection) -> None:
         status = conn.pgconn.transaction_status
         if status == TransactionStatus.ACTIVE:
@@ -236,16 +258,21 @@ class PoolConnection:
             return Pulse.DEAD
         now = monotonic()
         if self._settings.check_on_checkout or now - ledger.released_at > IDLE_BEFORE_PING:
-            return ping(conn.pgconn, min(PING_TIMEOUT, deadline - now))
+            patience = min(PING_TIMEOUT, deadline - now)
+            pulse = ping(conn.pgconn, patience)
+            # A borrower in a hurry has learned nothing about the other connections.
+            return Pulse.UNHEARD if pulse is Pulse.SILENT and patience < PING_TIMEOUT else pulse
         return Pulse.ALIVE
 
     def _explain_timeout(
         self, state: _ProcessState, pool: Pool, start: float, timeout: float
     ) -> tuple[Exception, BaseException | None]:
-        failure = pool.connector.failure.since(start)
-        if failure is not None and not len(state.lending):
-            return copy_for_waiter(failure), failure.__cause__
-        return state.lending.exhausted(timeout, pool.get_stats()), failure
+        failure = pool.connector.failure
+        if len(state.lending):
+            return state.lending.exhausted(timeout, pool.get_stats()), failure.since(start)
+        if failure.error is not None:
+            return copy_for_waiter(failure.error), failure.error.__cause__
+        return state.lending.unanswered(timeout), None
 
     # Blocks
 
@@ -370,14 +397,15 @@ class _LeakWatch:
     """Looks for leaks every half ``leak_threshold``, on the pool's own scheduler."""
 
     def __init__(self, pool: Pool, lending: Lending, threshold: float) -> None:
-        self._pool = pool
+        self._pool = ref(pool)  # the scheduler's thread would keep it alive
         self._lending = lending
         self._interval = threshold / 2
 
-    def schedule(self) -> None:
-        self._pool.schedule_task(self, self._interval)  # type: ignore[arg-type]
+    def schedule(self, pool: Pool) -> None:
+        pool.schedule_task(self, self._interval)  # type: ignore[arg-type]
 
     def tick(self) -> None:
-        if not self._pool.closed:
+        pool = self._pool()
+        if pool is not None and not pool.closed:
             self._lending.log_leaks()
-            self.schedule()
+            self.schedule(pool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -89,7 +90,6 @@ class Connector:
                     raise
                 if monotonic() >= give_up_at and not pool.has_waiting():
                     raise
-                del pool  # or the pool could not be collected during the pause
                 if self.stopping.wait(pause):
                     raise
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -126,7 +126,6 @@ class AsyncConnector:
                     raise
                 if monotonic() >= give_up_at and not pool.has_waiting():
                     raise
-                del pool
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
@@ -167,15 +166,17 @@ class Pool(ConnectionPool[ServerConnection]):
 
         :raises PoolTimeout: when the deadline (by ``time.monotonic``) has passed.
         """
-        self._check_open_getconn()
         self._stats[self._REQUESTS_NUM] += 1
         with self._lock:
+            self._check_open_getconn()
             conn = self._get_ready_connection(deadline - monotonic())
             if conn is not None:
                 conn._pool = self
                 return conn
             waiter = WaitingClient[ServerConnection]()
             self._waiting.append(waiter)
+            if self._pool:  # garbage collected here, in this thread, may have given one back
+                self._add_to_pool(self._pool.popleft())
             self._maybe_grow_pool()
         conn = self._wait(waiter, deadline)
         conn._pool = self
@@ -207,11 +208,21 @@ class Pool(ConnectionPool[ServerConnection]):
         with self._lock:
             self._forget(1)
 
-    def discard_idle(self) -> None:
-        """Close all idle connections; opens others only where they are needed."""
+    def forget(self, conn: ServerConnection) -> None:
+        """Count no more with a connection that was taken and will not come back."""
+        conn._pool = None
         with self._lock:
-            idle = list(self._pool)
-            self._pool.clear()
+            self._forget(1)
+
+    def discard_idle(self, opened_before: float = math.inf) -> None:
+        """Close idle connections; opens others only where they are needed.
+
+        :param opened_before: only those that were opened before (by ``time.monotonic``).
+        """
+        with self._lock:
+            idle = [conn for conn in self._pool if conn.ledger.opened_at < opened_before]
+            for conn in idle:
+                self._pool.remove(conn)
             self._nconns_min = 0
             self._forget(len(idle))
         for conn in idle:
@@ -346,9 +357,9 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
 
     async def take(self, deadline: float) -> AsyncServerConnection:
         """:meth:`Pool.take`, on the running loop."""
-        self._check_open_getconn()
         self._stats[self._REQUESTS_NUM] += 1
         async with self._lock:
+            self._check_open_getconn()
             conn = await self._get_ready_connection(deadline - monotonic())
             if conn is not None:
                 conn._pool = self
@@ -382,10 +393,11 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         self._stats[self._CONNECTIONS_LOST] += 1
         self._forget(1)
 
-    async def discard_idle(self) -> None:
+    async def discard_idle(self, opened_before: float = math.inf) -> None:
         """:meth:`Pool.discard_idle`, on the running loop."""
-        idle = list(self._pool)
-        self._pool.clear()
+        idle = [conn for conn in self._pool if conn.ledger.opened_at < opened_before]
+        for conn in idle:
+            self._pool.remove(conn)
         self._nconns_min = 0
         self._forget(len(idle))
         for conn in idle:
@@ -436,10 +448,11 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         for conn in self._pool:
             conn.pgconn.finish()
         self._pool.clear()
-        for task in self._tasks_of_its_own():
+        for task in self.tasks_of_its_own():
             abandon(task)
 
-    def _tasks_of_its_own(self) -> list[asyncio.Task[Any]]:
+    def tasks_of_its_own(self) -> list[asyncio.Task[Any]]:
+        """The workers and the scheduler."""
         if self._sched_runner is None:
             return []
         # Before Python 3.12 the scheduler waits in a task of its own.

@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 
 class _Attempt:
-    def __init__(self, done: Any) -> None:
+    def __init__(self, done: Any, racer: object) -> None:
         self.done = done
+        self.racer = racer
         self.handed_over = False
         self.result: Any = None
         self.error: Exception | None = None
@@ -28,38 +29,47 @@ class _Attempt:
             raise copy_for_waiter(self.error)
         return self.result
 
+    def refuse_to_wait_for_itself(self, racer: object) -> None:
+        if self.racer == racer:
+            raise RuntimeError(
+                "a connection was asked for while it is being opened: 'configure' has to use the"
+                " connection that it is called with"
+            )
+
 
 class Racers(Generic[T]):
     """Threads that race for the same attempt."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._running: dict[Hashable, _Attempt] = {}
 
     def run(self, key: Hashable, attempt: Callable[[], T]) -> T:
-        """The outcome of *attempt*, or of the one with the same *key* that is under way."""
-        mine = _Attempt(threading.Event())
-        while (running := self._join(key, mine)) is not mine:
+        """The outcome of *attempt*, or of the one with the same *key* that is under way.
+
+        :raises RuntimeError: from within that attempt.
+        """
+        mine = _Attempt(threading.Event(), threading.get_ident())
+        while True:
+            try:
+                # Atomic, like everything that is done to this dictionary.
+                running = self._running.setdefault(key, mine)
+                if running is mine:
+                    mine.result = attempt()
+                    return cast("T", mine.result)
+            except Exception as error:
+                mine.error = error
+                raise
+            except BaseException:
+                mine.handed_over = True
+                raise
+            finally:
+                if self._running.get(key) is mine:
+                    del self._running[key]
+                    mine.done.set()
+            running.refuse_to_wait_for_itself(mine.racer)
             running.done.wait()
             if not running.handed_over:
                 return cast("T", running.outcome())
-        try:
-            mine.result = attempt()
-        except Exception as error:
-            mine.error = error
-            raise
-        except BaseException:
-            mine.handed_over = True
-            raise
-        finally:
-            with self._lock:
-                del self._running[key]
-            mine.done.set()
-        return cast("T", mine.result)
-
-    def _join(self, key: Hashable, mine: _Attempt) -> _Attempt:
-        with self._lock:
-            return self._running.setdefault(key, mine)
 
 
 class AsyncRacers(Generic[T]):
@@ -70,11 +80,12 @@ class AsyncRacers(Generic[T]):
 
     async def run(self, key: Hashable, attempt: Callable[[], Awaitable[T]]) -> T:
         """:meth:`Racers.run`, on the running loop."""
-        while (running := self._running.get(key)) is not None:
+        mine = _Attempt(asyncio.Event(), asyncio.current_task())
+        while (running := self._running.setdefault(key, mine)) is not mine:
+            running.refuse_to_wait_for_itself(mine.racer)
             await running.done.wait()
             if not running.handed_over:
                 return cast("T", running.outcome())
-        mine = self._running[key] = _Attempt(asyncio.Event())
         try:
             mine.result = await attempt()
         except Exception as error:

@@ -32,6 +32,7 @@ PROGRAMS = {
     ],
     "async_connection": ["Users: 0", "The second call gave the same object: True"],
     "async_pool": ["Connections used: 3", "The second call gave the same pool: True"],
+    "asyncio_database": ["Inside the transaction: 2", "At once: ['Ada', 'Grace']"],
     "script_database": ["Inside the transaction: [('ADA',), ('GRACE',)]", "Users: 2"],
 }
 APPS = {
@@ -39,6 +40,9 @@ APPS = {
     "flask_database",
     "flask_factory",
     "fastapi_database",
+    "quart_database",
+    "async_views",
+    "background_job",
     "transactions",
     "streaming",
 }
@@ -154,6 +158,47 @@ def test_fastapi_through_its_lifespan(
                 return (await client.get("/orders")).json()
 
     assert asyncio.run(ask()) == {"orders": [{"id": 1, "total": 250}]}
+    wait_until_alone(tables)
+
+
+def test_quart_through_its_serving(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("quart_database")
+    tables.execute("INSERT INTO orders VALUES (1, 250)")
+
+    async def ask() -> Any:
+        async with recipe.app.test_app() as running:
+            response = await running.test_client().get("/orders")
+            return await response.get_json()
+
+    assert asyncio.run(ask()) == {"orders": [{"id": 1, "total": 250}]}
+    wait_until_alone(tables)
+
+
+def test_async_views_query_at_once_and_in_a_transaction(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("async_views")
+    client = recipe.app.test_client()
+    assert client.post("/orders/1/250").json == {"turnover": 250}
+    assert client.get("/summary").json == {"users": 0, "orders": 1, "turnover": 250}
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
+    wait_until_alone(tables)
+
+
+def test_a_background_job_goes_on_behind_the_answer(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("background_job")
+    client = recipe.app.test_client()
+    assert client.post("/users/Ada").status_code == 202
+    deadline = time.monotonic() + 5
+    while client.get("/users").json != {"users": 1}:
+        assert time.monotonic() < deadline, "the job did not add the user"
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
     wait_until_alone(tables)
 
 

@@ -1,0 +1,82 @@
+"""Many requests at once, of which most go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+
+from flask_pgmonkey.connections import borrowed_connections
+
+from .conftest import MakeSite
+
+REQUESTS = 1000
+
+
+def test_requests_that_raise_cost_no_connection_and_no_row(
+    make_site: MakeSite, admin: psycopg.Connection[Any], items: Callable[[], list[int]]
+) -> None:
+    site = make_site(pool_settings={"min_size": 4, "max_size": 4})
+    app, db = site.app, site.db
+    app.testing = False
+    app.logger.disabled = True  # it would log a traceback for each request that raises
+
+    @app.post("/raise-in-transaction/<int:number>")
+    def raise_in_transaction(number: int) -> str:
+        with db.transaction():
+            db.execute("INSERT INTO items VALUES (%s)", (number,))
+            raise LookupError
+
+    @app.post("/raise-after-query/<int:number>")
+    def raise_after_query(number: int) -> str:
+        db.execute("INSERT INTO items VALUES (%s)", (number,))
+        raise LookupError
+
+    @app.post("/succeed/<int:number>")
+    def succeed(number: int) -> str:
+        with db.transaction():
+            db.execute("INSERT INTO items VALUES (%s)", (number,))
+            return str(db.fetch_value("SELECT n FROM items WHERE n = %s", (number,)))
+
+    views = ("raise-in-transaction", "raise-after-query", "succeed")
+
+    def send(number: int) -> int:
+        return app.test_client().post(f"/{views[number % 3]}/{number}").status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        codes = list(threads.map(send, range(REQUESTS)))
+
+    assert codes == [(500, 500, 200)[number % 3] for number in range(REQUESTS)]
+    assert items() == [number for number in range(REQUESTS) if number % 3]
+    assert borrowed_connections() == []
+    with app.app_context():
+        stats = db.pool.get_stats()
+        assert (stats["pool_size"], stats["pool_available"]) == (4, 4)
+    states = admin.execute(
+        "SELECT DISTINCT state FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    ).fetchall()
+    assert states == [("idle",)]
+
+
+def test_reloads_under_load_fail_no_request(make_site: MakeSite) -> None:
+    site = make_site(pool_settings={"max_size": 4})
+    db = site.db
+
+    def view() -> str:
+        first = db.fetch_value("SELECT 1")
+        with db.transaction() as tx:
+            return str(first + tx.fetch_value("SELECT 1"))
+
+    def send_many(_: int) -> set[str]:
+        return {site.visit(view).text for _ in range(100)}
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = threads.map(send_many, range(8))
+        with site.app.app_context():
+            for _ in range(20):
+                db.get_connection("pool", force_reload=True)
+        assert set.union(*answers) == {"2"}
+    assert borrowed_connections() == []

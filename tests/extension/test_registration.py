@@ -1,0 +1,233 @@
+"""Apps, their configs and their binds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from flask import Flask
+
+from flask_pgmonkey import ConfigError, PGMonkey
+
+from ..servers import Server
+from .conftest import MakeSite, Site
+
+NOWHERE = {"connection_settings": {"host": "127.0.0.1", "port": 1, "dbname": "none"}}
+
+
+def make_uri(settings: dict[str, Any]) -> str:
+    """The same as a URI: everything in its query part, where sockets' folders may stand too."""
+    return f"postgresql://?{urlencode(settings)}"
+
+
+def answer(app: Flask, db: PGMonkey) -> Any:
+    """What the app's database says, with everything closed after it."""
+    with app.app_context():
+        name = db.fetch_value("SELECT current_database()")
+        db.clear_cache()
+    return name
+
+
+def test_the_constructor_registers_an_app(database: dict[str, Any]) -> None:
+    app = Flask("tests")
+    db = PGMonkey(app, config={"connection_settings": database})
+    assert app.extensions["pgmonkey"] is db
+    assert answer(app, db) == database["dbname"]
+
+
+def test_one_object_serves_the_apps_of_a_factory_each_with_its_own_database(
+    server: Server,
+) -> None:
+    db = PGMonkey()
+    apps = {}
+    with server.database() as one, server.database() as two:
+        for name in (one, two):
+            apps[name] = Flask("tests")
+            apps[name].config["PGMONKEY_CONFIG"] = {"connection_settings": server.settings(name)}
+            db.init_app(apps[name])
+        with apps[one].app_context():
+            assert db.fetch_value("SELECT current_database()") == one
+            with apps[two].app_context():
+                assert db.fetch_value("SELECT current_database()") == two
+                assert db.cache_info["size"] == 1
+            assert db.fetch_value("SELECT current_database()") == one
+        assert [answer(apps[name], db) for name in (one, two)] == [one, two]
+
+
+def test_a_path_is_relative_to_the_root_of_the_app(config_file: Path) -> None:
+    app = Flask("tests", root_path=str(config_file.parent))
+    app.config["PGMONKEY_CONFIG"] = config_file.name
+    db = PGMonkey(app)
+    with app.app_context():
+        assert db.get_config().origin == f"file {config_file}"
+    assert answer(app, db).startswith("test_")
+
+
+def test_a_config_may_be_a_path_object_a_mapping_or_a_uri(
+    database: dict[str, Any], config_file: Path
+) -> None:
+    for source in (config_file, {"connection_settings": database}, make_uri(database)):
+        app = Flask("tests")
+        app.config["PGMONKEY_CONFIG"] = source
+        assert answer(app, PGMonkey(app)) == database["dbname"]
+
+
+def test_the_app_config_wins_over_the_constructor(database: dict[str, Any]) -> None:
+    app = Flask("tests")
+    app.config["PGMONKEY_CONFIG"] = {"connection_settings": database}
+    assert answer(app, PGMonkey(app, config=NOWHERE)) == database["dbname"]
+
+
+def test_environment_references_are_resolved_where_the_app_wants_it(
+    database: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NAME_OF_DATABASE", database["dbname"])
+    app = Flask("tests")
+    app.config["PGMONKEY_RESOLVE_ENV"] = True
+    app.config["PGMONKEY_CONFIG"] = {
+        "connection_settings": {**database, "dbname": "${NAME_OF_DATABASE}"}
+    }
+    assert answer(app, PGMonkey(app)) == database["dbname"]
+
+
+def test_environment_references_need_not_be_set_before_the_first_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NAME_OF_DATABASE", raising=False)
+    app = Flask("tests")
+    app.config["PGMONKEY_RESOLVE_ENV"] = True
+    db = PGMonkey(app, config={"connection_settings": {"dbname": "${NAME_OF_DATABASE}"}})
+    with app.app_context(), pytest.raises(ConfigError, match="NAME_OF_DATABASE"):
+        db.fetch_value("SELECT 1")
+
+
+def test_embedded_starts_a_server_in_the_instance_folder(tmp_path: Path) -> None:
+    program = f"""
+        from flask import Flask
+        from flask_pgmonkey import PGMonkey
+
+        app = Flask("tests", instance_path={str(tmp_path / "instance")!r})
+        db = PGMonkey(app, config="embedded")
+        with app.app_context():
+            print(db.fetch_value("SHOW server_version"))
+    """
+    tmp_path.chmod(0o755)
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("18")
+
+
+def test_init_app_never_connects() -> None:
+    app = Flask("tests")
+    db = PGMonkey(app, config=NOWHERE)
+    db.bind("reports")
+    with app.app_context():
+        assert db.bind_names == ("default",)
+        assert db.cache_info["size"] == 0
+
+
+def test_binds_are_further_databases(server: Server, database: dict[str, Any]) -> None:
+    app = Flask("tests")
+    app.config["PGMONKEY_CONFIG"] = {"connection_settings": database}
+    with server.database() as reports:
+        app.config["PGMONKEY_BINDS"] = {
+            "reports": {"connection_settings": server.settings(reports)}
+        }
+        db = PGMonkey(app)
+        bind = db.bind("reports")
+        with app.app_context():
+            assert db.bind_names == ("default", "reports")
+            assert bind is db.bind("reports")
+            assert bind.fetch_value("SELECT current_database()") == reports
+            assert db.fetch_value("SELECT current_database()") == database["dbname"]
+            assert db.connection is not bind.connection
+            with db.transaction(), bind.transaction() as tx:
+                assert tx.fetch_value("SELECT current_database()") == reports
+            assert list(bind.stream("SELECT current_database()")) == [(reports,)]
+            with bind.cursor() as cursor:
+                assert cursor.execute("SELECT current_database()").fetchone() == (reports,)
+            assert bind.pool is not db.pool
+            assert bind.get_connection("pool") is bind.pool
+            db.clear_cache()
+
+
+def test_an_unknown_bind_is_named_with_those_that_exist(site: Site) -> None:
+    with site.app.app_context(), pytest.raises(RuntimeError) as raised:
+        site.db.bind("reprots").fetch_value("SELECT 1")
+    assert "'reprots'" in str(raised.value)
+    assert "PGMONKEY_BINDS" in str(raised.value)
+
+
+def test_apps_may_have_different_binds_under_one_object(make_site: MakeSite) -> None:
+    db = PGMonkey()
+    app = Flask("tests")
+    app.config.update(PGMONKEY_CONFIG=NOWHERE, PGMONKEY_BINDS={"reports": NOWHERE})
+    db.init_app(app)
+    site = make_site(db)
+    bind_names = []
+    for each in (app, site.app):
+        with each.app_context():
+            bind_names.append(db.bind_names)
+    assert bind_names == [("default", "reports"), ("default",)]
+    with site.app.app_context():
+        with pytest.raises(RuntimeError, match="no bind 'reports'"):
+            db.bind("reports").fetch_value("SELECT 1")
+
+
+def test_registering_twice_says_what_to_do_instead(site: Site) -> None:
+    for db in (site.db, PGMonkey()):
+        with pytest.raises(RuntimeError, match="PGMONKEY_BINDS for further databases"):
+            db.init_app(site.app)
+
+
+@pytest.mark.parametrize("config", [None, ""])
+def test_an_app_without_config_says_what_to_set(config: str | None) -> None:
+    app = Flask("tests")
+    app.config["PGMONKEY_CONFIG"] = config
+    with pytest.raises(RuntimeError, match="set PGMONKEY_CONFIG"):
+        PGMonkey(app)
+    assert "pgmonkey" not in app.extensions
+
+
+def test_an_app_that_is_not_registered_says_so(site: Site) -> None:
+    stranger = Flask("stranger")
+    with stranger.app_context(), pytest.raises(RuntimeError, match=r"'stranger'.*init_app"):
+        site.db.fetch_value("SELECT 1")
+
+
+def test_a_query_outside_an_app_context_says_so(site: Site) -> None:
+    with pytest.raises(RuntimeError, match=r"app\.app_context\(\)"):
+        site.db.fetch_value("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"PGMONKEY_CONFIG": {"connection_settings": {"hots": "x"}}}, "PGMONKEY_CONFIG"),
+        ({"PGMONKEY_CONFIG": 5}, "PGMONKEY_CONFIG"),
+        ({"PGMONKEY_CONFIG": "postgresql://u:p%@/x"}, "PGMONKEY_CONFIG"),
+        ({"PGMONKEY_BINDS": {"reports": {"pool_settings": 1}}}, "PGMONKEY_BINDS.reports"),
+        ({"PGMONKEY_BINDS": {"reports": None}}, "PGMONKEY_BINDS.reports"),
+        ({"PGMONKEY_BINDS": {"default": NOWHERE}}, "PGMONKEY_BINDS.default"),
+        ({"PGMONKEY_BINDS": ["reports"]}, "PGMONKEY_BINDS"),
+        ({"PGMONKEY_CONFIG": "no-such.yaml"}, "no-such.yaml"),
+    ],
+)
+def test_a_config_error_names_the_key(keys: dict[str, Any], named: str) -> None:
+    app = Flask("tests")
+    app.config.update({"PGMONKEY_CONFIG": NOWHERE, **keys})
+    with pytest.raises(ConfigError) as raised:
+        PGMonkey(app)
+    assert named in str(raised.value)
+    assert "pgmonkey" not in app.extensions

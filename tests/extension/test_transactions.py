@@ -1,0 +1,164 @@
+"""``db.transaction()``: queries that are committed together."""
+
+# ruff: noqa: PT012 (a block that fails has more than one statement)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
+
+from flask_pgmonkey import PGMonkey
+
+from .conftest import Site
+
+Items = Callable[[], list[int]]
+INSERT = "INSERT INTO items VALUES (%s)"
+
+
+@pytest.fixture(autouse=True)
+def context(site: Site) -> Iterator[None]:
+    """An app context around each test."""
+    with site.app.app_context():
+        yield
+
+
+def test_a_block_that_ends_well_commits_at_its_end(db: PGMonkey, items: Items) -> None:
+    with db.transaction() as tx:
+        tx.execute(INSERT, (1,))
+        assert tx.execute_many(INSERT, [(2,), (3,)]) == 2
+        assert items() == []
+    assert items() == [1, 2, 3]
+
+
+def test_a_block_that_raises_rolls_back(db: PGMonkey, items: Items) -> None:
+    with pytest.raises(LookupError), db.transaction() as tx:
+        tx.execute(INSERT, (1,))
+        raise LookupError
+    assert items() == []
+    assert db.connection.info.transaction_status == TransactionStatus.IDLE
+
+
+def test_every_query_of_the_database_joins_it(db: PGMonkey, items: Items) -> None:
+    with pytest.raises(LookupError), db.transaction() as tx:
+        db.execute(INSERT, (1,))
+        assert db.fetch_value("INSERT INTO items VALUES (2) RETURNING n") == 2
+        db.execute_many(INSERT, [(3,), (4,)])
+        db.cursor().execute(INSERT, (5,))
+        db.connection.execute(INSERT, (6,))
+        tx.cursor().execute(INSERT, (7,))
+        db.bind("default").execute(INSERT, (8,))
+        assert tx.connection is db.connection
+        assert [n for (n,) in db.stream("SELECT n FROM items ORDER BY n")] == [*range(1, 9)]
+        raise LookupError
+    assert items() == []
+
+
+def test_a_nested_block_is_a_savepoint(db: PGMonkey, items: Items) -> None:
+    with db.transaction() as tx:
+        tx.execute(INSERT, (1,))
+        with pytest.raises(psycopg.errors.UniqueViolation), db.transaction() as nested:
+            nested.execute(INSERT, (2,))
+            nested.execute(INSERT, (1,))
+        with tx.transaction() as nested, nested.transaction() as innermost:
+            innermost.execute(INSERT, (3,))
+        with pytest.raises(LookupError), tx.transaction():
+            tx.execute(INSERT, (4,))
+            raise LookupError
+        assert items() == []
+    assert items() == [1, 3]
+
+
+def test_an_outer_rollback_undoes_what_nested_blocks_did(db: PGMonkey, items: Items) -> None:
+    with pytest.raises(LookupError), db.transaction():
+        with db.transaction() as nested:
+            nested.execute(INSERT, (1,))
+        raise LookupError
+    assert items() == []
+
+
+def test_a_failed_statement_spoils_the_block_until_its_end(db: PGMonkey, items: Items) -> None:
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction), db.transaction() as tx:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            tx.execute("SELECT 1 / 0")
+        tx.execute(INSERT, (1,))
+    db.execute(INSERT, (2,))
+    assert items() == [2]
+
+
+def test_psycopg_rollback_ends_the_block_without_an_exception(db: PGMonkey, items: Items) -> None:
+    with db.transaction():
+        db.execute(INSERT, (1,))
+        raise psycopg.Rollback
+    assert items() == []
+
+
+def test_isolation_level_and_access_mode_hold_for_the_block_alone(db: PGMonkey) -> None:
+    show = (
+        "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
+    )
+    with db.transaction(IsolationLevel.SERIALIZABLE, read_only=True):
+        assert db.fetch_one(show) == ("serializable", "on")
+        with db.transaction():
+            assert db.fetch_one(show) == ("serializable", "on")
+    assert db.fetch_one(show) == ("read committed", "off")
+    with db.transaction(isolation_level=IsolationLevel.REPEATABLE_READ):
+        assert db.fetch_one(show) == ("repeatable read", "off")
+    with db.transaction():
+        assert db.fetch_one(show) == ("read committed", "off")
+
+
+def test_a_read_only_block_refuses_to_write(db: PGMonkey, items: Items) -> None:
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), db.transaction(read_only=True):
+        db.execute(INSERT, (1,))
+    db.execute(INSERT, (2,))
+    assert items() == [2]
+
+
+def test_a_nested_block_cannot_choose_an_isolation_level(db: PGMonkey, items: Items) -> None:
+    with db.transaction() as tx:
+        tx.execute(INSERT, (1,))
+        with pytest.raises(psycopg.ProgrammingError, match="outermost"):
+            with db.transaction(IsolationLevel.SERIALIZABLE):
+                pass
+    assert items() == [1]
+
+
+def test_commit_inside_the_block_is_refused_by_psycopg(db: PGMonkey) -> None:
+    with pytest.raises(psycopg.ProgrammingError), db.transaction() as tx:
+        tx.connection.commit()
+
+
+def test_a_transaction_that_is_over_cannot_be_used(db: PGMonkey) -> None:
+    with db.transaction() as tx:
+        pass
+    for use in (
+        lambda: tx.execute("SELECT 1"),
+        lambda: tx.fetch_value("SELECT 1"),
+        lambda: tx.connection,
+        tx.cursor,
+        lambda: tx.transaction().__enter__(),
+    ):
+        with pytest.raises(RuntimeError, match="over"):
+            use()
+
+
+def test_a_transaction_begun_by_hand_takes_a_block_as_its_savepoint(
+    db: PGMonkey, items: Items
+) -> None:
+    with db.connection.transaction():
+        db.execute(INSERT, (1,))
+        with pytest.raises(LookupError), db.transaction():
+            db.execute(INSERT, (2,))
+            raise LookupError
+        assert items() == []
+    assert items() == [1]
+
+
+def test_reprs_tell_whether_it_is_open(db: PGMonkey) -> None:
+    with db.transaction() as tx:
+        assert repr(tx) == "<Transaction open>"
+    assert repr(tx) == "<Transaction over>"
