@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 LAYERS = [
     {"cli", "monitor", "testing"},
     {"csv_transfer", "server_audit", "codegen"},
-    {"contexts"},
     {"extension"},
+    {"contexts"},
     {"background"},
     {"database", "streaming"},
     {"manager"},
