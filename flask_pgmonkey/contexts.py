@@ -152,12 +152,10 @@ class HeldConnection:
 
     def _is_used_elsewhere(self, conn: ServerConnection) -> bool:
         """Whether another thread of this context, or a suspended generator, is using it."""
+        if self._users > 0 or conn.lock.locked():
+            return True
         here = threading.get_ident()
-        return (
-            self._users > 0
-            or conn.lock.locked()
-            or any(opened.thread != here for opened in self.open_transactions)
-        )
+        return any(opened.thread != here for opened in self.open_transactions)
 
     def _abandon(self, conn: ServerConnection) -> None:
         logger.warning(
@@ -192,16 +190,18 @@ class HeldConnection:
             conn.close()
 
 
-def held_connection(bound: object, get_pool: Callable[[], PoolConnection]) -> HeldConnection:
+def held_connection(bind: object, get_pool: Callable[[], PoolConnection]) -> HeldConnection:
     """What the current app context holds for a bind.
 
+    :param bind: whatever stands for it.
+    :param get_pool: gives the pool to borrow from.
     :raises RuntimeError: outside an app context, or in one that has ended.
     """
     # The object itself: each access through the proxy costs a microsecond.
     kept = g._get_current_object()
     context: Context | None = kept.get(_ON_G)
     if context is not None and context.ended_push is None:
-        held = context.held.get(bound)
+        held = context.held.get(bind)
         if held is not None and held.pid == os.getpid():
             return held
     elif context is not None:
@@ -211,9 +211,9 @@ def held_connection(bound: object, get_pool: Callable[[], PoolConnection]) -> He
         kept.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
     # Threads of one context may come here at the same time; all get the same one.
     context = cast("Context", kept.setdefault(_ON_G, Context()))
-    held = context.held.setdefault(bound, HeldConnection(get_pool))
+    held = context.held.setdefault(bind, HeldConnection(get_pool))
     if held.pid != os.getpid():
-        held = context.held[bound] = HeldConnection(get_pool)
+        held = context.held[bind] = HeldConnection(get_pool)
     return held
 
 
@@ -232,7 +232,8 @@ def roll_back_what_the_request_left(exc: BaseException | None) -> None:
 def release_what_the_context_holds(exc: BaseException | None) -> None:
     """Flask's ``teardown_appcontext``; may run any number of times."""
     # Whoever still runs in this context must not borrow what nobody would give back.
-    context = cast("Context", g._get_current_object().setdefault(_ON_G, Context()))
+    kept = g._get_current_object()
+    context: Context = kept.get(_ON_G) or kept.setdefault(_ON_G, Context())
     context.ended_push = _current_push() or context
     for held in list(context.held.values()):
         try:

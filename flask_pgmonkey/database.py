@@ -187,7 +187,8 @@ def _run(
     params: Params | None,
     row_factory: RowFactory[Any] | None,
 ) -> psycopg.Cursor[Any]:
-    cursor = conn.cursor() if row_factory is None else conn.cursor(row_factory=row_factory)
+    # As conn.cursor() makes it, without what execute() checks again.
+    cursor = conn.cursor_factory(conn, row_factory=row_factory or conn.row_factory)
     # The signature wants template strings apart, which take no parameters.
     return cursor.execute(cast("QueryNoTemplate", query), params)
 

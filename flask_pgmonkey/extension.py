@@ -265,10 +265,10 @@ class PGMonkey(Queries):
         return self._default.stream(query, params, batch_size=batch_size, row_factory=row_factory)
 
     def _begin_use(self) -> ServerConnection:
-        return self._default._begin_use()
+        return self._default._held().begin_use()
 
     def _end_use(self, conn: ServerConnection) -> None:
-        self._default._end_use(conn)
+        conn.ledger.holder.end_use()
 
     def _state(self) -> _AppState:
         try:
@@ -300,8 +300,7 @@ class BoundDatabase(Queries):
     @property
     def pool(self) -> PoolConnection:
         """The pool that the queries borrow from, opened if need be."""
-        pool: PoolConnection = self.get_connection("pool")
-        return pool
+        return self._get_pool()
 
     def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
         """As :meth:`PGMonkey.get_connection`."""
@@ -385,13 +384,17 @@ class BoundDatabase(Queries):
 
     def _held(self) -> HeldConnection:
         try:
-            return held_connection(self, self._get_pool)
+            return held_connection(self._name, self._get_pool)
         except RuntimeError:
             self._db._state()  # says what is missing, if it is the app context
             raise
 
     def _get_pool(self) -> PoolConnection:
-        return self.pool
+        # As the property does, in fewer steps: each request comes here.
+        state = self._db._state()
+        config = state.configs.get((os.getpid(), self._name)) or self._db.get_config(self._name)
+        pool: PoolConnection = state.manager.connection_for(config, "pool")
+        return pool
 
 
 @cache

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flask_pgmonkey")
 
 _CLOSING_TIMEOUT = 1.0
+_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
 
 class _ProcessState:
@@ -238,40 +239,36 @@ class AsyncPoolConnection:
 
         :raises ValueError: for a connection that is not borrowed.
         """
-        if not isinstance(conn, AsyncServerConnection) or conn.ledger.owner is None:
+        if not isinstance(conn, AsyncServerConnection):
             raise ValueError(f"{conn!r} was not borrowed from a pool of flask_pgmonkey")
-        ledger = conn.ledger
         if conn.is_inherited:
             return
-        if not ledger.lending.take_back(conn):
-            raise ValueError(f"{conn!r} was given back already")
+        ledger = conn.ledger
+        if ledger.lending is None or not ledger.lending.take_back(conn):
+            raise ValueError(f"{conn!r} is not borrowed, or was given back already")
         pool: AsyncPool = ledger.pool
+        is_clean = False
         try:
-            await ledger.owner._tidy(conn)
+            is_clean = await ledger.owner._tidy(conn)
         except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
-            await conn.close()
-        except BaseException:
-            await conn.close()
-            raise
         finally:
             ledger.released_at = monotonic()
-            if conn.closed:
-                await pool.discard(conn)
+            if is_clean:
+                await pool.give_back(conn)
             else:
-                await pool.putconn(conn)
+                await pool.discard(conn)
 
-    async def _tidy(self, conn: AsyncServerConnection) -> None:
-        status = conn.pgconn.transaction_status
-        if status == TransactionStatus.ACTIVE:
-            await conn.close()
-        elif status != TransactionStatus.IDLE and not conn.closed:
+    async def _tidy(self, conn: AsyncServerConnection) -> bool:
+        """Undo what the borrower left; False if the connection is of no use any more."""
+        if conn.pgconn.transaction_status in _IN_TRANSACTION:
             await conn.rollback()
-        if conn.closed:
-            return
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
         await conn.put_back_attributes()
         if self._settings.reset_on_return:
             await conn.reset_session(self.config.async_settings)
+        return True
 
     async def _feel_pulse(self, conn: AsyncServerConnection, deadline: float) -> Pulse:
         ledger = conn.ledger

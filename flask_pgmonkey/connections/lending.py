@@ -58,7 +58,8 @@ class Lending:
             ledger.leak_logged = False
             ledger.borrower = self._describe_borrower() if self._describe_borrower else ""
             ledger.stack = _stack_of_borrower()
-        ledger.owner, ledger.pool, ledger.lending = owner, pool, self
+        if ledger.pool is not pool:
+            ledger.owner, ledger.pool, ledger.lending = owner, pool, self
         ledger.borrowed_at = monotonic()
         self._borrowed[id(conn)] = conn
 

@@ -105,9 +105,9 @@ class ServerConnection(psycopg.Connection[Any]):
         return self._pid != os.getpid()
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        if self.is_inherited:
+        if self._pid != os.getpid():
             raise _of_parent_process()
-        return super().wait(gen, *args, **kwargs)
+        return psycopg.Connection.wait(self, gen, *args, **kwargs)
 
     @property
     def closed(self) -> bool:
@@ -199,9 +199,9 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
         return self._pid != os.getpid()
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        if self.is_inherited:
+        if self._pid != os.getpid():
             raise _of_parent_process()
-        return await super().wait(gen, *args, **kwargs)
+        return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
 
     @property
     def closed(self) -> bool:

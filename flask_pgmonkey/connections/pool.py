@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flask_pgmonkey")
 
 _CLOSING_TIMEOUT = 1.0
+_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 
 
 class _ProcessState:
@@ -207,28 +208,25 @@ class PoolConnection:
 
         :raises ValueError: for a connection that is not borrowed.
         """
-        if not isinstance(conn, ServerConnection) or conn.ledger.owner is None:
+        if not isinstance(conn, ServerConnection):
             raise ValueError(f"{conn!r} was not borrowed from a pool of flask_pgmonkey")
-        ledger = conn.ledger
         if conn.is_inherited:
             return
-        if not ledger.lending.take_back(conn):
-            raise ValueError(f"{conn!r} was given back already")
+        ledger = conn.ledger
+        if ledger.lending is None or not ledger.lending.take_back(conn):
+            raise ValueError(f"{conn!r} is not borrowed, or was given back already")
         pool: Pool = ledger.pool
+        is_clean = False
         try:
-            ledger.owner._tidy(conn)
+            is_clean = ledger.owner._tidy(conn)
         except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
-            conn.close()
-        except BaseException:
-            conn.close()
-            raise
         finally:
             ledger.released_at = monotonic()
-            if conn.closed:
-                pool.discard(conn)
+            if is_clean:
+                pool.give_back(conn)
             else:
-                pool.putconn(conn)
+                pool.discard(conn)
 
     def abandon(self, conn: ServerConnection) -> None:
         """Give up a borrowed connection that another thread still uses.
@@ -240,17 +238,16 @@ class PoolConnection:
             conn.shut_down()
             conn.ledger.pool.forget(conn)
 
-    def _tidy(self, conn: ServerConnection) -> None:
-        status = conn.pgconn.transaction_status
-        if status == TransactionStatus.ACTIVE:
-            conn.close()
-        elif status != TransactionStatus.IDLE and not conn.closed:
+    def _tidy(self, conn: ServerConnection) -> bool:
+        """Undo what the borrower left; False if the connection is of no use any more."""
+        if conn.pgconn.transaction_status in _IN_TRANSACTION:
             conn.rollback()
-        if conn.closed:
-            return
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
         conn.put_back_attributes()
         if self._settings.reset_on_return:
             conn.reset_session(self.config.sync_settings)
+        return True
 
     def _feel_pulse(self, conn: ServerConnection, deadline: float) -> Pulse:
         ledger = conn.ledger

@@ -200,6 +200,13 @@ class Pool(ConnectionPool[ServerConnection]):
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
 
+    def give_back(self, conn: ServerConnection) -> None:
+        """Take back an idle connection: psycopg_pool's putconn without what is checked already."""
+        if conn._expire_at <= monotonic():
+            self._return_connection(conn, from_getconn=False)
+        else:
+            self._add_to_pool(conn)
+
     def discard(self, conn: ServerConnection) -> None:
         """Close a connection that was taken; opens another only where one is needed."""
         conn._pool = None
@@ -385,6 +392,13 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             raise
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
+
+    async def give_back(self, conn: AsyncServerConnection) -> None:
+        """:meth:`Pool.give_back`, on the running loop."""
+        if conn._expire_at <= monotonic():
+            await self._return_connection(conn, from_getconn=False)
+        else:
+            await self._add_to_pool(conn)
 
     async def discard(self, conn: AsyncServerConnection) -> None:
         """:meth:`Pool.discard`, on the running loop."""

@@ -8,6 +8,7 @@ import inspect
 import re
 import signal
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +42,9 @@ def test_the_underscored_names_that_are_used_exist_in_psycopg_pool() -> None:
     for theirs in (pool, asyncio.run(open_async())):
         assert not {name for name in NAMES_OF_PSYCOPG_POOL if not hasattr(theirs, name)}
         assert hasattr(theirs._sched, "_event")
+        connection: Any = SimpleNamespace()
+        theirs._set_connection_expiry_date(connection)
+        assert connection._expire_at > 0
 
 
 @pytest.mark.parametrize("name", ["Pool", "AsyncPool"])
@@ -51,7 +55,7 @@ def test_no_other_underscored_names_are_used(name: str) -> None:
         for node in ast.walk(ast.parse(inspect.getsource(defined)))
         if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr)
     }
-    own = {*vars(defined), "_pid", "_event"} - {"_add_connection"}
+    own = {*vars(defined), "_pid", "_event", "_expire_at"} - {"_add_connection"}
     assert used - own <= NAMES_OF_PSYCOPG_POOL
 
 
