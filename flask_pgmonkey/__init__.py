@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 try:
-    import psycopg as psycopg
-except ImportError as error:
+    import_module("psycopg")
+except ImportError as _error:
     raise ImportError(
-        f"{error}\n\nflask_pgmonkey needs psycopg with libpq, the PostgreSQL client library."
+        f"{_error}\n\nflask_pgmonkey needs psycopg with libpq, the PostgreSQL client library."
         ' Install both with: pip install "flask-pgmonkey[binary]"'
-    ) from error
+    ) from _error
 
 from .config import load_config, normalize_config, redact_config, resolve_env_vars
 from .database import AsyncDatabase, Database

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -23,19 +23,21 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from functools import wraps
 from time import monotonic
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
 from .database import AsyncQueries, AsyncTransaction, IsolationLevel, PooledAsyncQueries
 from .manager import before_closing_at_exit, close_all_at_exit
 
-logger = logging.getLogger("flask_pgmonkey")
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+    from psycopg.rows import AsyncRowFactory
+
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 _SECONDS_KEPT_FOR_CLOSING = 1.5
 
@@ -288,27 +290,49 @@ def _runs_here() -> bool:
     return thread is not None and thread.is_current()
 
 
-def _hopping(
-    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    @wraps(method)
-    async def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await hop(method(self._there, *args, **kwargs))
-
-    return cast("Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]", call)
-
-
 class _QueriesFromAnyLoop:
     """The methods of :class:`AsyncQueries`, each run on the background loop."""
 
     def __init__(self, there: AsyncQueries) -> None:
         self._there = there
 
-    fetch_one = _hopping(AsyncQueries.fetch_one)
-    fetch_all = _hopping(AsyncQueries.fetch_all)
-    fetch_value = _hopping(AsyncQueries.fetch_value)
-    execute = _hopping(AsyncQueries.execute)
-    execute_many = _hopping(AsyncQueries.execute_many)
+    async def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
+    ) -> Any:
+        """The first row of the result, or None if there is none. See :class:`AsyncDatabase`."""
+        return await hop(self._there.fetch_one(query, params, row_factory=row_factory))
+
+    async def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
+    ) -> list[Any]:
+        """All rows of the result."""
+        return await hop(self._there.fetch_all(query, params, row_factory=row_factory))
+
+    async def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
+    ) -> Any:
+        """The first column of the first row, or None if there is no row."""
+        return await hop(self._there.fetch_value(query, params, row_factory=row_factory))
+
+    async def execute(self, query: Query, params: Params | None = None) -> int:
+        """Run a query whose rows nobody wants; gives the number of rows affected."""
+        return await hop(self._there.execute(query, params))
+
+    async def execute_many(self, query: Query, params_seq: Iterable[Params]) -> int:
+        """Run a query with each set of parameters, all of them or none."""
+        return await hop(self._there.execute_many(query, params_seq))
 
 
 class BackgroundTransaction(_QueriesFromAnyLoop):
@@ -334,8 +358,16 @@ class BackgroundDatabase(_QueriesFromAnyLoop):
     def __repr__(self) -> str:
         return f"<BackgroundDatabase {self._there.config.target}>"
 
-    connect = _hopping(PooledAsyncQueries.connect)
-    disconnect = _hopping(PooledAsyncQueries.disconnect)
+    async def connect(self) -> None:
+        """Open the pool, so that a server that cannot be reached shows at the start.
+
+        :raises psycopg.OperationalError: at once, with the server's words.
+        """
+        await hop(self._there.connect())
+
+    async def disconnect(self) -> None:
+        """Close the pool; the next query opens it again."""
+        await hop(self._there.disconnect())
 
     @asynccontextmanager
     async def transaction(

@@ -20,7 +20,7 @@ from .connections.liveness import is_connected
 from .connections.opening import ServerConnection
 from .database import Transaction
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _ON_G = "_pgmonkey"
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
@@ -58,7 +58,7 @@ class HeldConnection:
     )  # fmt: skip
 
     def __init__(self, get_pool: Callable[[], PoolConnection]) -> None:
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         self.conn: ServerConnection | None = None
         self.open_transactions: list[OpenTransaction] = []
         self._get_pool = get_pool

@@ -218,7 +218,9 @@ class Database(Queries):
         self._config = read_config(
             config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
         )
-        self.manager = PGConnectionManager(row_factory=row_factory, configure=configure)
+        self.manager: PGConnectionManager = PGConnectionManager(
+            row_factory=row_factory, configure=configure
+        )
 
     def __repr__(self) -> str:
         return f"<Database {self._config.target}>"

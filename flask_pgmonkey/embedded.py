@@ -44,7 +44,7 @@ if sys.platform != "win32":
     import fcntl
     import pwd
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 # The same everywhere, whatever locales the machine has; since PostgreSQL 17.
 LOCALE_OPTIONS = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")

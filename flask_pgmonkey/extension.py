@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from psycopg.abc import Params, Query
     from psycopg.rows import RowFactory
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 DEFAULT = "default"
 _EMBEDDED = "embedded"

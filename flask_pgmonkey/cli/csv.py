@@ -74,14 +74,14 @@ def split_columns(names: list[str]) -> tuple[list[str], dict[str, str | None] | 
     return ([], mapping) if mapping else (names, None)
 
 
-encoding_option = click.option(
+_encoding_option = click.option(
     "--encoding", metavar="NAME", callback=parse_encoding, help="Such as utf-8, utf-16, cp1252."
 )
-delimiter_option = click.option(
+_delimiter_option = click.option(
     "--delimiter", metavar="CHAR", callback=parse_character, help=r"One character, or \t."
 )
-quote_option = click.option("--quote", metavar="CHAR", callback=parse_character)
-null_option = click.option(
+_quote_option = click.option("--quote", metavar="CHAR", callback=parse_character)
+_null_option = click.option(
     "--null",
     metavar="STRING",
     default="",
@@ -93,9 +93,9 @@ null_option = click.option(
 @click.argument("table")
 @click.argument("file")
 @database_options
-@encoding_option
-@delimiter_option
-@quote_option
+@_encoding_option
+@_delimiter_option
+@_quote_option
 @click.option("--header/--no-header", default=None, help="Whether the first line has names.")
 @click.option(
     "--columns",
@@ -104,7 +104,7 @@ null_option = click.option(
     help="The table's columns in the file's order, or NAME=COLUMN for names of the header; NAME="
     " leaves one out.",
 )
-@null_option
+@_null_option
 @click.option("--create", is_flag=True, help="Make the table if there is none.")
 @click.option("--text", is_flag=True, help="Make all its columns text.")
 @click.option(
@@ -232,10 +232,10 @@ def report_import(result: ImportResult, table: str, dry_run: bool) -> None:
 @click.option("--query", metavar="SQL", help="Export the rows of this SELECT instead of a table.")
 @click.option("--columns", metavar="LIST", callback=parse_names, help="The columns, in this order.")
 @click.option("--where", metavar="SQL", help="Only the rows for which this condition holds.")
-@encoding_option
-@delimiter_option
-@quote_option
-@null_option
+@_encoding_option
+@_delimiter_option
+@_quote_option
+@_null_option
 @click.option("--no-header", is_flag=True, help="Do not write the names of the columns.")
 def export_csv(
     target: Target,

@@ -19,7 +19,7 @@ from .interpolation import KeyPath, References, dotted, looks_like_reference
 from .libpq import URI_SCHEMES, parse_uri
 from .redaction import DEEPEST_NESTING, is_literal_secret_key
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 
 class _Loader(yaml.SafeLoader):

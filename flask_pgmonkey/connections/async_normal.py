@@ -25,7 +25,7 @@ from .racing import AsyncRacers
 if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _PAUSE_BETWEEN_ATTEMPTS = 0.1
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from psycopg.rows import AsyncRowFactory
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _CLOSING_TIMEOUT = 1.0
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)

@@ -17,7 +17,7 @@ from ..config import PoolSettings
 from .failures import seconds
 from .opening import AsyncServerConnection, Ledger, ServerConnection
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _MASS_DEATH_WITHIN = 1.0
 _FILES_OF_NO_INTEREST = (os.path.dirname(os.path.dirname(__file__)), contextlib.__file__)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _CLOSING_TIMEOUT = 2.0
 
@@ -35,6 +35,7 @@ class EndsWithLoop(Protocol):
 
     def tasks_of_its_own(self) -> Collection[asyncio.Task[Any]]:
         """The tasks that run until it is closed."""
+        ...
 
 
 class _Keeper:

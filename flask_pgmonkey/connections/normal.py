@@ -24,7 +24,7 @@ from .racing import Racers
 if TYPE_CHECKING:
     from psycopg.rows import RowFactory
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _PAUSE_BETWEEN_ATTEMPTS = 0.1
 

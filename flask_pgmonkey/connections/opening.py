@@ -62,22 +62,23 @@ class Ledger:
     )
 
     def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-        self.isolation_level = conn.isolation_level
-        self.read_only = conn.read_only
-        self.deferrable = conn.deferrable
-        self.prepare_threshold = conn.prepare_threshold
+        self.isolation_level: psycopg.IsolationLevel | None = conn.isolation_level
+        self.read_only: bool | None = conn.read_only
+        self.deferrable: bool | None = conn.deferrable
+        self.prepare_threshold: int | None = conn.prepare_threshold
         self.row_factory: Any = conn.row_factory
         self.cursor_factory: Any = conn.cursor_factory
         self.server_cursor_factory: Any = conn.server_cursor_factory
-        self.opened_at = self.released_at = monotonic()
-        self.borrowed_at = 0.0
+        self.opened_at: float = monotonic()
+        self.released_at: float = self.opened_at
+        self.borrowed_at: float = 0.0
         self.owner: Any = None
         self.holder: Any = None
         self.pool: Any = None
         self.lending: Any = None
-        self.borrower = ""
+        self.borrower: str = ""
         self.stack: traceback.StackSummary | None = None
-        self.leak_logged = False
+        self.leak_logged: bool = False
         self.shutdown_sqlstate: str | None = None
         conn.add_notice_handler(self._hear_notice)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from psycopg.rows import RowFactory
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _CLOSING_TIMEOUT = 1.0
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)

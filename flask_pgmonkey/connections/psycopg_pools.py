@@ -27,7 +27,7 @@ from .failures import can_pass, copy_for_waiter
 from .loops import abandon
 from .opening import AsyncServerConnection, ServerConnection
 
-logger = logging.getLogger("flask_pgmonkey")
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 0.5
@@ -52,10 +52,11 @@ class _Failure:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
-        self.at = 0.0
+        self.at: float = 0.0
 
     def note(self, error: Exception) -> None:
-        self.error, self.at = error, monotonic()
+        self.error = error
+        self.at = monotonic()
 
     def since(self, start: float) -> Exception | None:
         return self.error if self.at >= start else None
@@ -71,8 +72,8 @@ class Connector:
     def __init__(self, open_connection: Callable[[], ServerConnection], reconnect_timeout: float):
         self._open_connection = open_connection
         self._reconnect_timeout = reconnect_timeout
-        self.failure = _Failure()
-        self.stopping = threading.Event()
+        self.failure: _Failure = _Failure()
+        self.stopping: threading.Event = threading.Event()
         self.pool: Callable[[], Pool | None] = lambda: None
 
     def connect(self, conninfo: str = "", **kwargs: Any) -> ServerConnection:
@@ -108,7 +109,7 @@ class AsyncConnector:
     ):
         self._open_connection = open_connection
         self._reconnect_timeout = reconnect_timeout
-        self.failure = _Failure()
+        self.failure: _Failure = _Failure()
         self.pool: Callable[[], AsyncPool | None] = lambda: None
 
     async def connect(self, conninfo: str = "", **kwargs: Any) -> AsyncServerConnection:

@@ -20,10 +20,10 @@ class CSVText:
 
     def __init__(self, source: Source, encoding: str | None) -> None:
         first = source.read()
-        self.name = source.name
-        self.encoding = check_encoding(encoding) if encoding else detect_encoding(first)
+        self.name: str = source.name
+        self.encoding: str = check_encoding(encoding) if encoding else detect_encoding(first)
         self._blocks: Iterator[bytes] = utf8_blocks(source, first, self.encoding)
-        self.start = b""
+        self.start: bytes = b""
         """The first line at least, and most of the time as much as a block holds."""
         for block in self._blocks:
             self.start += block
@@ -31,7 +31,7 @@ class CSVText:
                 break
         if not self.start.strip():
             raise CSVTransferError(f"{self.name}: the file is empty", file=self.name)
-        self.line_end = line_end_of(self.start)
+        self.line_end: bytes = line_end_of(self.start)
         self._blocks = itertools.chain([self.start], self._blocks)
 
     def quote_end_markers(self, quote: str) -> None:
