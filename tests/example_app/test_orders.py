@@ -80,7 +80,7 @@ def test_of_two_buyers_of_the_last_piece_one_gets_it(desk: Flask, database: dict
 
     with desk.app_context():
         inkwell = product_id(INKWELL)
-    with psycopg.connect(**database) as someone_else, ThreadPoolExecutor(2) as buyers:
+    with ThreadPoolExecutor(2) as buyers, psycopg.connect(**database) as someone_else:
         someone_else.execute("SELECT FROM products WHERE id = %s FOR UPDATE", [inkwell])
         results = [buyers.submit(buy, inkwell) for _ in range(2)]
         wait_for_blocked(someone_else, 2)
@@ -97,6 +97,7 @@ def wait_for_blocked(connection: psycopg.Connection[Any], sessions: int) -> None
     """Return once that many sessions of this database wait for a lock."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
+        connection.execute("SELECT pg_stat_clear_snapshot()")  # or a transaction sees it once
         row = connection.execute(
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
