@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
@@ -110,7 +111,7 @@ def test_the_test_command_tells_protocol_and_cipher(
     settings = _settings(tls_server, certificates, "ca")
     config.write_text(yaml.safe_dump({"connection_settings": settings}))
     config.chmod(0o600)
-    command = ["flask", "pgmonkey", "test", "--config", str(config), "--json"]
+    command = [sys.executable, "-m", "flask", "pgmonkey", "test", "--config", str(config), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     text = json.dumps(json.loads(done.stdout))
