@@ -132,23 +132,28 @@ class Cluster:
         command: list[str | Path] = [self.binaries / "initdb", "-D", unfinished, "-U", "postgres"]
         command += ["--encoding=UTF8", *initdb_options]
         try:
-            initdb = subprocess.run(
+            with subprocess.Popen(
                 command,
                 cwd=unfinished,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
+                start_new_session=True,
                 **_running_as(self.account),
-            )
+            ) as initdb:
+                try:
+                    output, _ = initdb.communicate()
+                except BaseException:
+                    os.killpg(initdb.pid, signal.SIGKILL)  # with the postgres that it runs
+                    raise
             if initdb.returncode != 0:
-                raise EmbeddedServerError(
-                    f"initdb failed for {self.data}:\n{(initdb.stdout + initdb.stderr).strip()}"
-                )
+                raise EmbeddedServerError(f"initdb failed for {self.data}:\n{output.strip()}")
             unfinished.rename(self.data)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            _remove(unfinished)
 
     def postmaster(self) -> Postmaster | None:
         """Return the server of this data directory if it lives, however its process id came."""
@@ -440,6 +445,14 @@ def find_binaries(account: Account | None) -> Path:
                 path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
             unfinished.rename(copy)
     return copy / package.name / programs
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which a process that was killed may still have been writing."""
+    deadline = time.monotonic() + IMMEDIATE_STOP_TIMEOUT
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(POLL_INTERVAL)
 
 
 def _make_folder(folder: Path) -> None:

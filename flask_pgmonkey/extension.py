@@ -89,8 +89,7 @@ class PGMonkey(Queries):
         self._row_factory = row_factory
         self._configure = configure
         self._apps: WeakKeyDictionary[Flask, _AppState] = WeakKeyDictionary()
-        self._binds: dict[str, BoundDatabase] = {}
-        self._default = self._binds[DEFAULT] = BoundDatabase(self, DEFAULT)
+        self._default = BoundDatabase(self, DEFAULT)
         if app is not None:
             self.init_app(app)
 
@@ -131,8 +130,6 @@ class PGMonkey(Queries):
             allow_sensitive_defaults=allow_defaults,
             postgres_folder=os.path.join(app.instance_path, "postgres"),
         )
-        for name in sources:
-            self._binds.setdefault(name, BoundDatabase(self, name))
         app.extensions["pgmonkey"] = self
         app.teardown_request(roll_back_what_the_request_left)
         app.teardown_appcontext(release_what_the_context_holds)
@@ -166,7 +163,7 @@ class PGMonkey(Queries):
 
         May be called outside an app context; that the app has it shows at the first query.
         """
-        return self._binds.setdefault(name, BoundDatabase(self, name))
+        return BoundDatabase(self, name)
 
     def get_config(self, name: str = DEFAULT) -> Config:
         """The config of a bind of the current app.

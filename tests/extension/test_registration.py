@@ -148,7 +148,7 @@ def test_binds_are_further_databases(server: Server, database: dict[str, Any]) -
         bind = db.bind("reports")
         with app.app_context():
             assert db.bind_names == ("default", "reports")
-            assert bind is db.bind("reports")
+            assert bind.connection is db.bind("reports").connection
             assert bind.fetch_value("SELECT current_database()") == reports
             assert db.fetch_value("SELECT current_database()") == database["dbname"]
             assert db.connection is not bind.connection
