@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 from flask import g, has_request_context, request
@@ -137,7 +137,7 @@ class HeldConnection:
         with self._lock:
             self._has_ended = True
             conn, self.conn = self.conn, None
-            if conn is None or self.pid != os.getpid():
+            if conn is None or conn.is_inherited:
                 return
             is_used_elsewhere = self._is_used_elsewhere(conn)
         if is_used_elsewhere:
@@ -154,6 +154,8 @@ class HeldConnection:
         """Whether another thread of this context, or a suspended generator, is using it."""
         if self._users > 0 or conn.lock.locked():
             return True
+        if not self.open_transactions:
+            return False
         here = threading.get_ident()
         return any(opened.thread != here for opened in self.open_transactions)
 
@@ -210,10 +212,10 @@ def held_connection(bind: object, get_pool: Callable[[], PoolConnection]) -> Hel
             raise has_ended()
         kept.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
     # Threads of one context may come here at the same time; all get the same one.
-    context = cast("Context", kept.setdefault(_ON_G, Context()))
-    held = context.held.setdefault(bind, HeldConnection(get_pool))
+    shared: Context = kept.setdefault(_ON_G, Context())
+    held = shared.held.setdefault(bind, HeldConnection(get_pool))
     if held.pid != os.getpid():
-        held = context.held[bind] = HeldConnection(get_pool)
+        held = shared.held[bind] = HeldConnection(get_pool)
     return held
 
 
@@ -253,7 +255,11 @@ def has_ended() -> RuntimeError:
 
 def current_request() -> object:
     """The request that is being handled, or None."""
-    return request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+    try:
+        current: object = request._get_current_object()  # type: ignore[attr-defined]
+    except RuntimeError:
+        return None
+    return current
 
 
 def describe_context() -> str:

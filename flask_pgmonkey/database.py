@@ -190,7 +190,7 @@ def _run(
     # As conn.cursor() makes it, without what execute() checks again.
     cursor = conn.cursor_factory(conn, row_factory=row_factory or conn.row_factory)
     # The signature wants template strings apart, which take no parameters.
-    return cursor.execute(cast("QueryNoTemplate", query), params)
+    return cursor.execute(query, params)  # type: ignore[arg-type]
 
 
 class Database(Queries):

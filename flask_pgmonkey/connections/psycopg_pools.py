@@ -169,7 +169,8 @@ class Pool(ConnectionPool[ServerConnection]):
         """
         self._stats[self._REQUESTS_NUM] += 1
         with self._lock:
-            self._check_open_getconn()
+            if self._closed:
+                self._check_open_getconn()
             conn = self._get_ready_connection(deadline - monotonic())
             if conn is not None:
                 conn._pool = self
@@ -367,7 +368,8 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         """:meth:`Pool.take`, on the running loop."""
         self._stats[self._REQUESTS_NUM] += 1
         async with self._lock:
-            self._check_open_getconn()
+            if self._closed:
+                self._check_open_getconn()
             conn = await self._get_ready_connection(deadline - monotonic())
             if conn is not None:
                 conn._pool = self
