@@ -6,6 +6,7 @@ import ctypes
 import os
 import pickle
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -15,6 +16,9 @@ T = TypeVar("T")
 
 def raw_fork() -> int:
     """Fork as uWSGI does: Python and its ``os.register_at_fork`` hear nothing of it."""
+    # Python's own lock must not be on its way from thread to thread: the child would wait for it
+    # for ever. So the threads of the pool come to rest first.
+    time.sleep(0.3)
     return cast(int, ctypes.PyDLL(None).fork())
 
 
