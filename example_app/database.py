@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import psycopg
 from flask.cli import with_appcontext
 from psycopg.rows import namedtuple_row
 
@@ -42,5 +43,8 @@ def init_db(orders: int = 200) -> int:
 @with_appcontext
 def init_db_command(orders: int) -> None:
     """Create the tables and fill them. Running it again changes nothing."""
-    added = init_db(orders)
+    try:
+        added = init_db(orders)
+    except psycopg.OperationalError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"The orders desk is ready: {added:,} sample orders added.")

@@ -43,3 +43,11 @@ def test_while_the_database_is_down_every_page_says_so_and_no_page_says_more(
                 assert "127.0.0.1" not in response.text
     assert "Connection refused" in caplog.text
     assert "planted-password" not in caplog.text
+
+
+def test_init_db_without_a_server_says_so_in_one_line() -> None:
+    app = create_app({"PGMONKEY_CONFIG": "postgresql://nobody:hunter2@127.0.0.1:1/x"})
+    result = app.test_cli_runner().invoke(args=["init-db"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: connection failed")
+    assert "hunter2" not in result.output
