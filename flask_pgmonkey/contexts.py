@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from threading import Lock, get_ident
 from typing import Any
 
+import flask.globals
 import psycopg
-from flask import g, has_request_context, request
-from flask.globals import app_ctx
+from flask import Flask, Request, has_request_context, request, request_tearing_down
+from flask.ctx import AppContext
 from psycopg.pq import TransactionStatus
 
 from .connections import PoolConnection
@@ -23,18 +25,20 @@ from .database import Transaction
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _ON_G = "_pgmonkey"
+_IDLE = TransactionStatus.IDLE
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 _AT_WORK = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
 
+# Flask's own variables: its proxies cost a microsecond at each access. Since Flask 3.2 a request is
+# an app context, so that none shares one that it did not begin.
+_app_context: ContextVar[AppContext] = flask.globals._cv_app
+_request_context: ContextVar[Any] = getattr(flask.globals, "_cv_request", ContextVar("no request"))
 
-class Context:
-    """What ``g`` holds for us."""
 
-    __slots__ = ("ended_push", "held")
+class Context(dict[object, "HeldConnection"]):
+    """What ``g`` holds for us: a connection for each bind."""
 
-    def __init__(self) -> None:
-        self.held: dict[object, HeldConnection] = {}
-        self.ended_push: object = None
+    ended_push: object = None
 
 
 @dataclass(eq=False)
@@ -43,7 +47,7 @@ class OpenTransaction:
 
     block: AbstractContextManager[Transaction]
     request: object
-    thread: int = field(default_factory=threading.get_ident)
+    thread: int = field(default_factory=get_ident)
 
 
 class HeldConnection:
@@ -53,44 +57,57 @@ class HeldConnection:
     """
 
     __slots__ = (
-        "_get_pool", "_has_ended", "_lock", "_request", "_users", "_was_in_transaction",
-        "conn", "open_transactions", "pid",
+        "_app", "_get_pool", "_lock", "_request", "_was_in_transaction",
+        "conn", "open_transactions", "pid", "uses",
     )  # fmt: skip
 
-    def __init__(self, get_pool: Callable[[], PoolConnection]) -> None:
+    def __init__(self, app: Flask, get_pool: Callable[[Flask], PoolConnection]) -> None:
         self.pid: int = os.getpid()
         self.conn: ServerConnection | None = None
         self.open_transactions: list[OpenTransaction] = []
+        # An entry for each query that runs: appending and popping take no lock.
+        self.uses: list[None] = []
+        self._app: Flask | None = app  # None when the context has ended
         self._get_pool = get_pool
-        self._lock = threading.Lock()
-        self._users = 0
-        self._has_ended = False
-        self._request: object = None
+        self._lock = Lock()
+        self._request: Any = None
         self._was_in_transaction = False
 
     def begin_use(self) -> ServerConnection:
         """The context's connection; outside a transaction another one in place of a dead one.
 
-        To be followed by :meth:`end_use`.
+        To be followed by ``uses.pop()``.
         """
-        with self._lock:
-            if self._has_ended:
+        # First this, then a look at whether the context has ended; end_context() does it the other
+        # way round, so that one of the two sees the other.
+        self.uses.append(None)
+        try:
+            if self._app is None:
                 raise has_ended()
-            self._notice_request()
+            request_context = _request_context.get(None)
+            if request_context is not self._request:
+                self._notice_request(request_context)
             conn = self.conn
-            if conn is None or not (self.open_transactions or _can_take_a_query(conn)):
-                self.conn = None
-                if conn is not None:
-                    conn.ledger.owner.release(conn)
-                self.conn = conn = self._get_pool().borrow(autocommit=True)
-                conn.ledger.holder = self
-            self._users += 1
-            return conn
+            if conn is not None and (self.open_transactions or _can_take_a_query(conn)):
+                return conn
+            return self._borrow()
+        except BaseException:
+            self.uses.pop()
+            raise
 
-    def end_use(self) -> None:
-        """The query is over."""
+    def _borrow(self) -> ServerConnection:
         with self._lock:
-            self._users -= 1
+            conn = self.conn
+            if conn is not None:
+                if _can_take_a_query(conn):
+                    return conn  # another thread of this context has borrowed it
+                self.conn = None
+                conn.ledger.owner.release(conn)
+            if self._app is None:
+                raise has_ended()
+            self.conn = conn = self._get_pool(self._app).borrow(autocommit=True)
+            conn.ledger.holder = self
+            return conn
 
     def take_over(self) -> tuple[ServerConnection, bool]:
         """The connection for a stream, and whether it is the stream's own from now on.
@@ -98,20 +115,22 @@ class HeldConnection:
         Within a transaction the stream is a guest.
         """
         conn = self.begin_use()
-        self.end_use()
+        self.uses.pop()
         if self.open_transactions or conn.pgconn.transaction_status in _IN_TRANSACTION:
             return conn, False
         self.conn = None
         return conn, True
 
-    def _notice_request(self) -> None:
+    def _notice_request(self, request_context: Any) -> None:
         """Note what a request finds that it did not begin itself."""
-        current = current_request()
-        if current is not self._request:
-            self._request = current
-            self._was_in_transaction = self.conn is not None and (
-                self.conn.pgconn.transaction_status in _IN_TRANSACTION
-            )
+        self._request = request_context
+        self._was_in_transaction = self.conn is not None and (
+            self.conn.pgconn.transaction_status in _IN_TRANSACTION
+        )
+        # One that shares an outer app context: only its own end tells that it is over. Asked for
+        # here because Flask takes microseconds for each function that it calls at every end.
+        if request_context is not None and request_context._cv_tokens[0][1] is None:
+            request_tearing_down.connect(_roll_back_what_the_request_left, request_context.app)
 
     def end_request(self) -> None:
         """Roll back what the request that ends left open, and leave the rest as it is.
@@ -134,13 +153,26 @@ class HeldConnection:
 
     def end_context(self) -> None:
         """Roll back what is open and give the connection back."""
-        with self._lock:
-            self._has_ended = True
+        self._app = None
+        if self.uses:
+            with self._lock:  # another thread may be borrowing
+                conn, self.conn = self.conn, None
+        else:
             conn, self.conn = self.conn, None
-            if conn is None or conn.is_inherited:
-                return
-            is_used_elsewhere = self._is_used_elsewhere(conn)
-        if is_used_elsewhere:
+        if conn is not None and self.pid == os.getpid():
+            if (
+                self.uses
+                or self.open_transactions
+                or conn.lock.locked()
+                or conn.pgconn.transaction_status != _IDLE
+            ):
+                self._end_what_is_open(conn)
+            else:
+                conn.ledger.owner.release(conn)
+        self._request = None  # a connection's ledger goes on referring to this object
+
+    def _end_what_is_open(self, conn: ServerConnection) -> None:
+        if self._is_used_elsewhere(conn):
             self._abandon(conn)
             return
         if self._is_at_work(conn):
@@ -152,21 +184,26 @@ class HeldConnection:
 
     def _is_used_elsewhere(self, conn: ServerConnection) -> bool:
         """Whether another thread of this context, or a suspended generator, is using it."""
-        if self._users > 0 or conn.lock.locked():
+        if self.uses or conn.lock.locked():
             return True
         if not self.open_transactions:
             return False
-        here = threading.get_ident()
+        here = get_ident()
         return any(opened.thread != here for opened in self.open_transactions)
 
     def _abandon(self, conn: ServerConnection) -> None:
         logger.warning(
             "%s left a query or a transaction running on its connection to %s: it is closed.",
-            describe_context(),
+            self._describe(),
             conn.ledger.owner.config.target,
         )
         self.open_transactions.clear()
         conn.ledger.owner.abandon(conn)
+
+    def _describe(self) -> str:
+        # At the end of an app context the request is gone.
+        context = self._request
+        return describe_context() if context is None else _describe_request(context.request)
 
     def _roll_back(
         self, conn: ServerConnection, leftover: list[OpenTransaction], by_hand: bool
@@ -175,7 +212,7 @@ class HeldConnection:
         target = conn.ledger.owner.config.target
         logger.warning(
             "%s left %s on its connection to %s: it is rolled back. Use 'with db.transaction():'.",
-            describe_context(),
+            self._describe(),
             "a query running" if is_busy else "a transaction open",
             target,
         )
@@ -192,56 +229,78 @@ class HeldConnection:
             conn.close()
 
 
-def held_connection(bind: object, get_pool: Callable[[], PoolConnection]) -> HeldConnection:
+def current_app() -> Flask:
+    """The app of this code.
+
+    :raises RuntimeError: outside an app context.
+    """
+    app_context = _app_context.get(None)
+    if app_context is None:
+        raise no_app_context()
+    return app_context.app
+
+
+def no_app_context() -> RuntimeError:
+    """The error of code that runs outside of any app context."""
+    return RuntimeError(
+        "there is no app context here: query within a request or a command, or push one with:"
+        " with app.app_context(): …"
+    )
+
+
+def held_connection(bind: object, get_pool: Callable[[Flask], PoolConnection]) -> HeldConnection:
     """What the current app context holds for a bind.
 
     :param bind: whatever stands for it.
-    :param get_pool: gives the pool to borrow from.
+    :param get_pool: gives an app's pool to borrow from.
     :raises RuntimeError: outside an app context, or in one that has ended.
     """
-    # The object itself: each access through the proxy costs a microsecond.
-    kept = g._get_current_object()
-    context: Context | None = kept.get(_ON_G)
+    app_context = _app_context.get(None)
+    if app_context is None:
+        raise no_app_context()
+    g = app_context.g
+    context: Context | None = g.get(_ON_G)
     if context is not None and context.ended_push is None:
-        held = context.held.get(bind)
+        held = context.get(bind)
         if held is not None and held.pid == os.getpid():
             return held
     elif context is not None:
-        push = _current_push()
+        push = _current_push(app_context)
         if push is None or push is context.ended_push:
             raise has_ended()
-        kept.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
+        g.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
     # Threads of one context may come here at the same time; all get the same one.
-    shared: Context = kept.setdefault(_ON_G, Context())
-    held = shared.held.setdefault(bind, HeldConnection(get_pool))
+    shared: Context = g.setdefault(_ON_G, Context())
+    held = shared.setdefault(bind, HeldConnection(app_context.app, get_pool))
     if held.pid != os.getpid():
-        held = shared.held[bind] = HeldConnection(get_pool)
+        held = shared[bind] = HeldConnection(app_context.app, get_pool)
     return held
-
-
-def roll_back_what_the_request_left(exc: BaseException | None) -> None:
-    """Flask's ``teardown_request``."""
-    context: Context | None = g._get_current_object().get(_ON_G)
-    if context is None:
-        return
-    for held in list(context.held.values()):
-        try:
-            held.end_request()
-        except Exception:
-            logger.exception("Could not roll back what %s left open", describe_context())
 
 
 def release_what_the_context_holds(exc: BaseException | None) -> None:
     """Flask's ``teardown_appcontext``; may run any number of times."""
     # Whoever still runs in this context must not borrow what nobody would give back.
-    kept = g._get_current_object()
-    context: Context = kept.get(_ON_G) or kept.setdefault(_ON_G, Context())
-    context.ended_push = _current_push() or context
-    for held in list(context.held.values()):
+    app_context = _app_context.get()
+    g = app_context.g
+    context: Context = g.get(_ON_G) or g.setdefault(_ON_G, Context())
+    context.ended_push = _current_push(app_context) or context
+    for held in list(context.values()):
         try:
             held.end_context()
         except Exception:
             logger.exception("Could not release the connection of %s", describe_context())
+
+
+def _roll_back_what_the_request_left(sender: Flask, **extra: object) -> None:
+    """Flask's signal ``request_tearing_down``."""
+    context: Context | None = _app_context.get().g.get(_ON_G)
+    if context is None:
+        return
+    for held in list(context.values()):
+        try:
+            held.end_request()
+        except Exception:
+            logger.exception("Could not roll back what %s left open", describe_context())
 
 
 def has_ended() -> RuntimeError:
@@ -254,31 +313,28 @@ def has_ended() -> RuntimeError:
 
 
 def current_request() -> object:
-    """The request that is being handled, or None."""
-    try:
-        current: object = request._get_current_object()  # type: ignore[attr-defined]
-    except RuntimeError:
-        return None
-    return current
+    """What stands for the request that is being handled; None outside of any."""
+    return _request_context.get(None)
 
 
 def describe_context() -> str:
     """Who is running, for log lines."""
-    if has_request_context():
-        return f"request {request.method} {request.path} (endpoint {request.endpoint})"
-    return "an app context"
+    return _describe_request(request) if has_request_context() else "an app context"
 
 
-def _current_push() -> object:
-    """What stands for the current push of the app context; None where it is not pushed.
+def _describe_request(current: Request) -> str:
+    return f"request {current.method} {current.path} (endpoint {current.endpoint})"
+
+
+def _current_push(app_context: Any) -> object:
+    """What stands for the current push of an app context; None where it is not pushed.
 
     The signal ``appcontext_pushed`` would tell it at several microseconds for each request. The
     names are those of Flask 3.0 and 3.1, and of 3.2.
     """
-    context: Any = app_ctx._get_current_object()  # type: ignore[attr-defined]
-    pushes = getattr(context, "_cv_tokens", None)
+    pushes = getattr(app_context, "_cv_tokens", None)
     if pushes is None:
-        return getattr(context, "_cv_token", None)
+        return getattr(app_context, "_cv_token", None)
     return pushes[-1] if pushes else None
 
 
@@ -290,6 +346,6 @@ def _can_take_a_query(conn: ServerConnection) -> bool:
     if not conn.lock.acquire(blocking=False):
         return True
     try:
-        return is_connected(conn.pgconn)
+        return is_connected(conn)
     finally:
         conn.lock.release()

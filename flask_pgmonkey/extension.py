@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
-from flask import Flask, current_app, has_request_context
+from flask import Flask, has_request_context
 
 from .background import Background, BackgroundDatabase
 from .config import Config, ConfigSource, check_config, read_config
@@ -21,11 +21,11 @@ from .connections.opening import ServerConnection
 from .contexts import (
     HeldConnection,
     OpenTransaction,
+    current_app,
     current_request,
     describe_context,
     held_connection,
     release_what_the_context_holds,
-    roll_back_what_the_request_left,
 )
 from .database import (
     IsolationLevel,
@@ -60,9 +60,134 @@ class _AppState:
     allow_sensitive_defaults: bool
     postgres_folder: str
     configs: dict[tuple[int, str], Config] = field(default_factory=dict)
+    find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = field(default_factory=dict)
 
 
-class PGMonkey(Queries):
+class BoundDatabase(Queries):
+    """One database of an app, with the queries of :class:`PGMonkey`."""
+
+    def __init__(self, db: PGMonkey, name: str) -> None:
+        self._db = db
+        self._name = name
+        self._key = db, name
+
+    def __repr__(self) -> str:
+        return f"<BoundDatabase {self._name}>"
+
+    @property
+    def pool(self) -> PoolConnection:
+        """The pool that the queries borrow from, opened if need be."""
+        return self._get_pool(current_app())
+
+    def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
+        """The app's connection object of a type, for background work; an awaitable that gives it
+        for async types. See :meth:`PGConnectionManager.get_database_connection`."""
+        state = self._db._state()
+        config = self._db.get_config(self._name)
+        if (connection_type or config.connection_type) in _ASYNC_TYPES and has_request_context():
+            _advise_against_async_in_views()
+        return state.manager.connection_for(config, connection_type, force_reload)
+
+    @property
+    def aio(self) -> BackgroundDatabase:
+        """The queries for async views: await them from any event loop.
+
+        They run over one async pool, on the process's background loop.
+        """
+        config = self._db.get_config(self._name)
+        return BackgroundDatabase(PooledAsyncQueries(self._db.manager, config))
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The app context's psycopg connection, in autocommit outside a transaction."""
+        held = self._held()
+        conn = held.begin_use()
+        held.uses.pop()
+        return conn
+
+    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
+        """A cursor on :attr:`connection`; takes what :meth:`psycopg.Connection.cursor` takes."""
+        return cast("psycopg.Cursor[Any]", self.connection.cursor(*args, **kwargs))
+
+    @contextmanager
+    def transaction(
+        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+    ) -> Iterator[Transaction]:
+        """A block whose queries are committed together, or rolled back on an exception.
+
+        ``db.fetch_all(…)`` and the others join it in the same app context. Nested, it is a
+        savepoint, which takes no *isolation_level* and no *read_only*.
+        """
+        held = self._held()
+        conn = held.begin_use()
+        try:
+            if not held.open_transactions:
+                block = outermost_transaction(conn, isolation_level, read_only)
+            elif isolation_level is None and read_only is None:
+                block = nested_transaction(conn)
+            else:
+                raise psycopg.ProgrammingError(
+                    "isolation_level and read_only belong to the outermost transaction()"
+                )
+            opened = OpenTransaction(block, current_request())
+            held.open_transactions.append(opened)
+        finally:
+            held.uses.pop()
+        try:
+            with block as transaction:
+                yield transaction
+        finally:
+            if opened in held.open_transactions:
+                held.open_transactions.remove(opened)
+
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        batch_size: int = 1000,
+        row_factory: RowFactory[Any] | None = None,
+    ) -> RowStream:
+        """The rows of a result of any size, fetched *batch_size* at a time as they are asked for.
+
+        The query runs at the call. The stream takes over the context's connection and gives it
+        back when it ends, is closed or dropped, which may be after the request: the next query
+        borrows another. Within a transaction the stream lives as long as that.
+        """
+        held = self._held()
+        conn, is_own = held.take_over()
+        if is_own:
+            give_back = conn.ledger.owner.release
+            return RowStream(conn, query, params, batch_size, row_factory, give_back=give_back)
+        transactions = held.open_transactions
+        innermost = transactions[-1] if transactions else None
+        return RowStream(
+            conn, query, params, batch_size, row_factory,
+            is_welcome=lambda: innermost is None or innermost in transactions,
+        )  # fmt: skip
+
+    def _begin_use(self) -> ServerConnection:
+        return held_connection(self._key, self._get_pool).begin_use()
+
+    def _end_use(self, conn: ServerConnection) -> None:
+        conn.ledger.holder.uses.pop()
+
+    def _held(self) -> HeldConnection:
+        return held_connection(self._key, self._get_pool)
+
+    def _get_pool(self, app: Flask) -> PoolConnection:
+        state = self._db._state(app)
+        key = os.getpid(), self._name
+        find = state.find_pool.get(key)
+        pool = find() if find is not None else None
+        if pool is None:
+            config = self._db.get_config(self._name)
+            pool = state.manager.connection_for(config, "pool")
+            state.find_pool[key] = state.manager.lookup(config, "pool")
+        return pool
+
+
+class PGMonkey(BoundDatabase):
     """PostgreSQL for Flask apps.
 
     In an app context the first query borrows a connection from the pool and keeps it on ``g``; the
@@ -85,11 +210,11 @@ class PGMonkey(Queries):
         row_factory: RowFactory[Any] | None = None,
         configure: Configure | None = None,
     ) -> None:
+        super().__init__(self, DEFAULT)
         self._config = config
         self._row_factory = row_factory
         self._configure = configure
         self._apps: WeakKeyDictionary[Flask, _AppState] = WeakKeyDictionary()
-        self._default = BoundDatabase(self, DEFAULT)
         if app is not None:
             self.init_app(app)
 
@@ -131,7 +256,6 @@ class PGMonkey(Queries):
             postgres_folder=os.path.join(app.instance_path, "postgres"),
         )
         app.extensions["pgmonkey"] = self
-        app.teardown_request(roll_back_what_the_request_left)
         app.teardown_appcontext(release_what_the_context_holds)
 
     def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
@@ -184,16 +308,6 @@ class PGMonkey(Queries):
         return self._state().manager
 
     @property
-    def pool(self) -> PoolConnection:
-        """The pool that the queries borrow from, opened if need be."""
-        return self._default.pool
-
-    def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
-        """The app's connection object of a type, for background work; an awaitable that gives it
-        for async types. See :meth:`PGConnectionManager.get_database_connection`."""
-        return self._default.get_connection(connection_type, force_reload)
-
-    @property
     def cache_info(self) -> dict[str, Any]:
         """:attr:`PGConnectionManager.cache_info` of the current app."""
         return self.manager.cache_info
@@ -212,69 +326,11 @@ class PGMonkey(Queries):
     def background(self) -> Background:
         """Runs coroutines beyond the views of the current app, on the process's background loop."""
         self._state()
-        return Background(current_app.app_context)
+        return Background(current_app().app_context)
 
-    @property
-    def aio(self) -> BackgroundDatabase:
-        """The queries for async views: await them from any event loop.
-
-        They run over one async pool, on the process's background loop.
-        """
-        return self._default.aio
-
-    # The default database's queries
-
-    @property
-    def connection(self) -> psycopg.Connection[Any]:
-        """The app context's psycopg connection, in autocommit outside a transaction."""
-        return self._default.connection
-
-    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
-        """A cursor on :attr:`connection`; takes what :meth:`psycopg.Connection.cursor` takes."""
-        return self._default.cursor(*args, **kwargs)
-
-    @contextmanager
-    def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> Iterator[Transaction]:
-        """A block whose queries are committed together, or rolled back on an exception.
-
-        ``db.fetch_all(…)`` and the others join it in the same app context. Nested, it is a
-        savepoint, which takes no *isolation_level* and no *read_only*.
-        """
-        with self._default.transaction(isolation_level, read_only) as transaction:
-            yield transaction
-
-    def stream(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        batch_size: int = 1000,
-        row_factory: RowFactory[Any] | None = None,
-    ) -> RowStream:
-        """The rows of a result of any size, fetched *batch_size* at a time as they are asked for.
-
-        The query runs at the call. The stream takes over the context's connection and gives it
-        back when it ends, is closed or dropped, which may be after the request: the next query
-        borrows another. Within a transaction the stream lives as long as that.
-        """
-        return self._default.stream(query, params, batch_size=batch_size, row_factory=row_factory)
-
-    def _begin_use(self) -> ServerConnection:
-        return self._default._held().begin_use()
-
-    def _end_use(self, conn: ServerConnection) -> None:
-        conn.ledger.holder.end_use()
-
-    def _state(self) -> _AppState:
-        try:
-            app = current_app._get_current_object()  # type: ignore[attr-defined]
-        except RuntimeError:
-            raise RuntimeError(
-                "there is no app context here: query within a request or a command, or push one"
-                " with: with app.app_context(): …"
-            ) from None
+    def _state(self, app: Flask | None = None) -> _AppState:
+        if app is None:
+            app = current_app()
         try:
             return self._apps[app]
         except KeyError:
@@ -282,116 +338,6 @@ class PGMonkey(Queries):
                 f"the app {app.name!r} is not registered with this PGMonkey: did you forget to"
                 " call db.init_app(app)?"
             ) from None
-
-
-class BoundDatabase(Queries):
-    """One database of an app: the queries of :class:`PGMonkey` on a bind."""
-
-    def __init__(self, db: PGMonkey, name: str) -> None:
-        self._db = db
-        self._name = name
-
-    def __repr__(self) -> str:
-        return f"<BoundDatabase {self._name}>"
-
-    @property
-    def pool(self) -> PoolConnection:
-        """The pool that the queries borrow from, opened if need be."""
-        return self._get_pool()
-
-    def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
-        """As :meth:`PGMonkey.get_connection`."""
-        state = self._db._state()
-        config = state.configs.get((os.getpid(), self._name)) or self._db.get_config(self._name)
-        if (connection_type or config.connection_type) in _ASYNC_TYPES and has_request_context():
-            _advise_against_async_in_views()
-        return state.manager.connection_for(config, connection_type, force_reload)
-
-    @property
-    def aio(self) -> BackgroundDatabase:
-        """As :attr:`PGMonkey.aio`."""
-        config = self._db.get_config(self._name)
-        return BackgroundDatabase(PooledAsyncQueries(self._db.manager, config))
-
-    @property
-    def connection(self) -> psycopg.Connection[Any]:
-        """The app context's psycopg connection, in autocommit outside a transaction."""
-        held = self._held()
-        conn = held.begin_use()
-        held.end_use()
-        return conn
-
-    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
-        """A cursor on :attr:`connection`; takes what :meth:`psycopg.Connection.cursor` takes."""
-        return cast("psycopg.Cursor[Any]", self.connection.cursor(*args, **kwargs))
-
-    @contextmanager
-    def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> Iterator[Transaction]:
-        """As :meth:`PGMonkey.transaction`."""
-        held = self._held()
-        conn = held.begin_use()
-        try:
-            if not held.open_transactions:
-                block = outermost_transaction(conn, isolation_level, read_only)
-            elif isolation_level is None and read_only is None:
-                block = nested_transaction(conn)
-            else:
-                raise psycopg.ProgrammingError(
-                    "isolation_level and read_only belong to the outermost transaction()"
-                )
-            opened = OpenTransaction(block, current_request())
-            held.open_transactions.append(opened)
-        finally:
-            held.end_use()
-        try:
-            with block as transaction:
-                yield transaction
-        finally:
-            if opened in held.open_transactions:
-                held.open_transactions.remove(opened)
-
-    def stream(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        batch_size: int = 1000,
-        row_factory: RowFactory[Any] | None = None,
-    ) -> RowStream:
-        """As :meth:`PGMonkey.stream`."""
-        held = self._held()
-        conn, is_own = held.take_over()
-        if is_own:
-            give_back = conn.ledger.owner.release
-            return RowStream(conn, query, params, batch_size, row_factory, give_back=give_back)
-        transactions = held.open_transactions
-        innermost = transactions[-1] if transactions else None
-        return RowStream(
-            conn, query, params, batch_size, row_factory,
-            is_welcome=lambda: innermost is None or innermost in transactions,
-        )  # fmt: skip
-
-    def _begin_use(self) -> ServerConnection:
-        return self._held().begin_use()
-
-    def _end_use(self, conn: ServerConnection) -> None:
-        conn.ledger.holder.end_use()
-
-    def _held(self) -> HeldConnection:
-        try:
-            return held_connection(self._name, self._get_pool)
-        except RuntimeError:
-            self._db._state()  # says what is missing, if it is the app context
-            raise
-
-    def _get_pool(self) -> PoolConnection:
-        # As the property does, in fewer steps: each request comes here.
-        state = self._db._state()
-        config = state.configs.get((os.getpid(), self._name)) or self._db.get_config(self._name)
-        pool: PoolConnection = state.manager.connection_for(config, "pool")
-        return pool
 
 
 @cache

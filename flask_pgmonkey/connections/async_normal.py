@@ -19,7 +19,7 @@ from ..config import Config
 from .failures import can_pass, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop, require_own_loop
-from .opening import AsyncServerConnection, Configure
+from .opening import AsyncServerConnection, Configure, get_attributes
 from .racing import AsyncRacers
 
 if TYPE_CHECKING:
@@ -226,10 +226,9 @@ class AsyncNormalConnection:
         return await self._reopen(state, deadline)
 
     async def _is_alive(self, conn: AsyncServerConnection) -> bool:
-        ledger = conn.ledger
-        if not is_connected(conn.pgconn) or ledger.shutdown_sqlstate:
+        if not is_connected(conn):
             return False
-        if monotonic() - ledger.released_at > IDLE_BEFORE_PING:
+        if monotonic() - conn.ledger.released_at > IDLE_BEFORE_PING:
             return await ping_async(conn.pgconn) is Pulse.ALIVE
         return True
 
@@ -284,7 +283,8 @@ class AsyncNormalConnection:
     async def _put_back(self, state: _ProcessState, conn: AsyncServerConnection) -> None:
         is_kept = conn is state.conn and self._successor is None
         if is_kept and conn.pgconn.transaction_status == TransactionStatus.IDLE:
-            await conn.put_back_attributes()
+            if get_attributes(conn) != conn.ledger.attributes:
+                await conn.put_back_attributes()
             conn.ledger.released_at = monotonic()
             return
         await conn.close()

@@ -22,7 +22,7 @@ from .failures import copy_for_waiter
 from .lending import Lending
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop, require_own_loop
-from .opening import AsyncServerConnection, Configure
+from .opening import AsyncServerConnection, Configure, get_attributes
 from .psycopg_pools import AsyncConnector, AsyncPool
 from .racing import AsyncRacers
 
@@ -73,6 +73,7 @@ class AsyncPoolConnection:
     ) -> None:
         self.config = config
         self._settings = config.async_pool
+        self._idle_before_ping = -1.0 if config.async_pool.check_on_checkout else IDLE_BEFORE_PING
         self._configure = configure
         self._row_factory = row_factory
         self._describe_borrower = describe_borrower
@@ -201,13 +202,13 @@ class AsyncPoolConnection:
             timeout = self._settings.timeout
         if autocommit is None:
             autocommit = self.config.autocommit
-        start = monotonic()
+        start = now = monotonic()
         deadline = start + timeout
         state = self._state_on_own_loop()
         while True:
             pool = state.pool or await self._open_pool(state)
             try:
-                conn = await pool.take(deadline)
+                conn = await pool.take(deadline, now)
             except PoolClosed:
                 if self._successor is not None:
                     return await self._successor.borrow(deadline - monotonic(), autocommit)
@@ -218,11 +219,14 @@ class AsyncPoolConnection:
                 explained, cause = self._explain_timeout(state, pool, start, timeout)
                 raise explained from cause
             try:
-                pulse = await self._feel_pulse(conn, deadline)
+                now = monotonic()
+                pulse = Pulse.ALIVE if is_connected(conn) else Pulse.DEAD
+                if pulse is Pulse.ALIVE and now - conn.ledger.released_at > self._idle_before_ping:
+                    pulse = await self._ping(conn, deadline - now)
                 if pulse is Pulse.ALIVE:
                     if conn.autocommit != autocommit:
                         await conn.set_autocommit(autocommit)
-                    state.lending.lend(conn, self, pool)
+                    state.lending.lend(conn, self, pool, now)
                     return conn
             except BaseException:
                 await pool.discard(conn)
@@ -253,9 +257,9 @@ class AsyncPoolConnection:
         except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
-            ledger.released_at = monotonic()
+            ledger.released_at = now = monotonic()
             if is_clean:
-                await pool.give_back(conn)
+                await pool.give_back(conn, now)
             else:
                 await pool.discard(conn)
 
@@ -265,22 +269,16 @@ class AsyncPoolConnection:
             await conn.rollback()
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
-        await conn.put_back_attributes()
+        if get_attributes(conn) != conn.ledger.attributes:
+            await conn.put_back_attributes()
         if self._settings.reset_on_return:
             await conn.reset_session(self.config.async_settings)
         return True
 
-    async def _feel_pulse(self, conn: AsyncServerConnection, deadline: float) -> Pulse:
-        ledger = conn.ledger
-        if not is_connected(conn.pgconn) or ledger.shutdown_sqlstate:
-            return Pulse.DEAD
-        now = monotonic()
-        if self._settings.check_on_checkout or now - ledger.released_at > IDLE_BEFORE_PING:
-            patience = min(PING_TIMEOUT, deadline - now)
-            pulse = await ping_async(conn.pgconn, patience)
-            # A borrower in a hurry has learned nothing about the other connections.
-            return Pulse.UNHEARD if pulse is Pulse.SILENT and patience < PING_TIMEOUT else pulse
-        return Pulse.ALIVE
+    async def _ping(self, conn: AsyncServerConnection, patience: float) -> Pulse:
+        pulse = await ping_async(conn.pgconn, min(PING_TIMEOUT, patience))
+        # A borrower in a hurry has learned nothing about the other connections.
+        return Pulse.UNHEARD if pulse is Pulse.SILENT and patience < PING_TIMEOUT else pulse
 
     def _explain_timeout(
         self, state: _ProcessState, pool: AsyncPool, start: float, timeout: float

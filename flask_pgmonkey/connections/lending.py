@@ -51,7 +51,9 @@ class Lending:
     def __len__(self) -> int:
         return len(self._borrowed)
 
-    def lend(self, conn: ServerConnection | AsyncServerConnection, owner: Any, pool: Any) -> None:
+    def lend(
+        self, conn: ServerConnection | AsyncServerConnection, owner: Any, pool: Any, now: float
+    ) -> None:
         """Note that *conn* leaves *pool*."""
         ledger = conn.ledger
         if self._leak_threshold:
@@ -60,7 +62,7 @@ class Lending:
             ledger.stack = _stack_of_borrower()
         if ledger.pool is not pool:
             ledger.owner, ledger.pool, ledger.lending = owner, pool, self
-        ledger.borrowed_at = monotonic()
+        ledger.borrowed_at = now
         self._borrowed[id(conn)] = conn
 
     def take_back(self, conn: ServerConnection | AsyncServerConnection) -> bool:

@@ -9,32 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import select
 import selectors
+import sys
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
-try:
-    from select import POLLIN, poll
-except ImportError:  # Windows has no poll
-
-    def _is_readable(fd: int) -> bool:
-        from select import select
-
-        return bool(select([fd], [], [], 0)[0])
-else:
-
-    def _is_readable(fd: int) -> bool:
-        # A poll object for each call: one that is shared refuses concurrent use.
-        poller = poll()
-        poller.register(fd, POLLIN)
-        return bool(poller.poll(0))
-
-
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
+
+    from .opening import AsyncServerConnection, ServerConnection
+
+_OK = ConnStatus.OK
 
 PING_TIMEOUT = 0.5
 """Seconds a server has to answer a ping."""
@@ -52,22 +42,39 @@ class Pulse(enum.Enum):
     UNHEARD = enum.auto()
 
 
-def is_connected(pgconn: PGconn) -> bool:
-    """Whether the socket shows no sign that the server closed it. Costs no round trip.
+def socket_poll(fd: int) -> Callable[[int], object]:
+    """A function that tells whether there is something to read from a socket.
+
+    Called with 0, so that it never waits. Not by two threads at once.
+    """
+    # gevent's own in its place would let other greenlets run.
+    monkey = sys.modules.get("gevent.monkey")
+    poll: Any = monkey.get_original("select", "poll") if monkey else getattr(select, "poll", None)
+    if poll is None:  # Windows
+        return lambda timeout: select.select([fd], [], [], timeout)[0]
+    poller = poll()
+    poller.register(fd, select.POLLIN)
+    polled: Callable[[int], object] = poller.poll
+    return polled
+
+
+def is_connected(conn: ServerConnection | AsyncServerConnection) -> bool:
+    """Whether there is no sign that the server closed the connection. Costs no round trip.
 
     Reads whatever the server sent, until quiet: the FATAL notice of a closed connection stands
-    before the end of file.
+    before the end of file. The caller is the only one who uses the connection.
     """
-    if pgconn.status != ConnStatus.OK:
+    pgconn = conn.pgconn
+    if pgconn.status != _OK:
         return False
+    ledger = conn.ledger
     try:
-        fd = pgconn.socket
-        while _is_readable(fd):
+        while ledger.poll_socket(0):
             pgconn.consume_input()
             pgconn.is_busy()  # parses what came, so that the notice handlers hear of it
     except psycopg.OperationalError:
         return False
-    return True
+    return ledger.shutdown_sqlstate is None
 
 
 def ping(pgconn: PGconn, timeout: float = PING_TIMEOUT) -> Pulse:

@@ -18,7 +18,7 @@ from psycopg_pool import PoolTimeout
 from ..config import Config
 from .failures import can_pass, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping
-from .opening import Configure, ServerConnection
+from .opening import Configure, ServerConnection, get_attributes
 from .racing import Racers
 
 if TYPE_CHECKING:
@@ -203,10 +203,9 @@ class NormalConnection:
         return self._reopen(state, deadline)
 
     def _is_alive(self, conn: ServerConnection) -> bool:
-        ledger = conn.ledger
-        if not is_connected(conn.pgconn) or ledger.shutdown_sqlstate:
+        if not is_connected(conn):
             return False
-        if monotonic() - ledger.released_at > IDLE_BEFORE_PING:
+        if monotonic() - conn.ledger.released_at > IDLE_BEFORE_PING:
             return ping(conn.pgconn) is Pulse.ALIVE
         return True
 
@@ -261,7 +260,8 @@ class NormalConnection:
     def _put_back(self, state: _ProcessState, conn: ServerConnection) -> None:
         is_kept = conn is state.conn and self._successor is None
         if is_kept and conn.pgconn.transaction_status == TransactionStatus.IDLE:
-            conn.put_back_attributes()
+            if get_attributes(conn) != conn.ledger.attributes:
+                conn.put_back_attributes()
             conn.ledger.released_at = monotonic()
             return
         conn.close()

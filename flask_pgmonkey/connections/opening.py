@@ -11,8 +11,9 @@ import inspect
 import os
 import socket
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ from psycopg.pq import TransactionStatus
 
 from ..config import Config
 from ..errors import ConfigError
+from .liveness import socket_poll
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -34,6 +36,10 @@ T = TypeVar("T")
 Configure = Callable[[Any], "Awaitable[None] | None"]
 """Called with every new psycopg connection; may return an awaitable for async connections."""
 
+_PLAIN_ATTRIBUTES = ("prepare_threshold", "row_factory", "cursor_factory", "server_cursor_factory")
+# What a borrower may change, in one step: each release looks at it.
+get_attributes = attrgetter("isolation_level", "read_only", "deferrable", *_PLAIN_ATTRIBUTES)
+
 _FATAL_SHUTDOWN = ("57P01", "57P02", "57P03")
 
 
@@ -41,34 +47,24 @@ class Ledger:
     """What this package remembers of one server connection."""
 
     __slots__ = (
+        "attributes",
         "borrowed_at",
         "borrower",
-        "cursor_factory",
-        "deferrable",
         "holder",
-        "isolation_level",
         "leak_logged",
         "lending",
         "opened_at",
         "owner",
+        "poll_socket",
         "pool",
-        "prepare_threshold",
-        "read_only",
         "released_at",
-        "row_factory",
-        "server_cursor_factory",
         "shutdown_sqlstate",
         "stack",
     )
 
     def __init__(self, conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-        self.isolation_level: psycopg.IsolationLevel | None = conn.isolation_level
-        self.read_only: bool | None = conn.read_only
-        self.deferrable: bool | None = conn.deferrable
-        self.prepare_threshold: int | None = conn.prepare_threshold
-        self.row_factory: Any = conn.row_factory
-        self.cursor_factory: Any = conn.cursor_factory
-        self.server_cursor_factory: Any = conn.server_cursor_factory
+        self.attributes: tuple[Any, ...] = get_attributes(conn)
+        self.poll_socket: Callable[[int], object] = socket_poll(conn.pgconn.socket)
         self.opened_at: float = monotonic()
         self.released_at: float = self.opened_at
         self.borrowed_at: float = 0.0
@@ -95,7 +91,7 @@ class ServerConnection(psycopg.Connection[Any]):
 
     def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
-        self._pid = os.getpid()
+        self.owner_pid: int = os.getpid()
         # As for every pooled connection: psycopg would warn when it is dropped with its owner.
         self._pool = None
 
@@ -103,10 +99,10 @@ class ServerConnection(psycopg.Connection[Any]):
     def is_inherited(self) -> bool:
         """Whether the parent process opened it, before a fork. Then it must be left alone here:
         both processes have the same socket."""
-        return self._pid != os.getpid()
+        return self.owner_pid != os.getpid()
 
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        if self._pid != os.getpid():
+        if self.owner_pid != os.getpid():
             raise _of_parent_process()
         return psycopg.Connection.wait(self, gen, *args, **kwargs)
 
@@ -162,14 +158,8 @@ class ServerConnection(psycopg.Connection[Any]):
 
         Autocommit is left to the next borrow, which sets it as it needs it.
         """
-        ledger = self.ledger
-        if self.isolation_level != ledger.isolation_level:
-            self.isolation_level = ledger.isolation_level
-        if self.read_only != ledger.read_only:
-            self.read_only = ledger.read_only
-        if self.deferrable != ledger.deferrable:
-            self.deferrable = ledger.deferrable
-        _put_back_plain_attributes(self, ledger)
+        self.isolation_level, self.read_only, self.deferrable, *plain = self.ledger.attributes
+        _set_plain_attributes(self, plain)
 
     def reset_session(self, settings: Mapping[str, str]) -> None:
         """Clear what the borrower left on the server and apply *settings* again: one round trip."""
@@ -189,7 +179,7 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
 
     def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
-        self._pid = os.getpid()
+        self.owner_pid: int = os.getpid()
         # As for every pooled connection: psycopg would warn when it is dropped with its owner.
         self._pool = None
 
@@ -197,10 +187,10 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
     def is_inherited(self) -> bool:
         """Whether the parent process opened it, before a fork. Then it must be left alone here:
         both processes have the same socket."""
-        return self._pid != os.getpid()
+        return self.owner_pid != os.getpid()
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        if self._pid != os.getpid():
+        if self.owner_pid != os.getpid():
             raise _of_parent_process()
         return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
 
@@ -250,14 +240,11 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
 
         Autocommit is left to the next borrow, which sets it as it needs it.
         """
-        ledger = self.ledger
-        if self.isolation_level != ledger.isolation_level:
-            await self.set_isolation_level(ledger.isolation_level)
-        if self.read_only != ledger.read_only:
-            await self.set_read_only(ledger.read_only)
-        if self.deferrable != ledger.deferrable:
-            await self.set_deferrable(ledger.deferrable)
-        _put_back_plain_attributes(self, ledger)
+        isolation_level, read_only, deferrable, *plain = self.ledger.attributes
+        await self.set_isolation_level(isolation_level)
+        await self.set_read_only(read_only)
+        await self.set_deferrable(deferrable)
+        _set_plain_attributes(self, plain)
 
     async def reset_session(self, settings: Mapping[str, str]) -> None:
         """:meth:`ServerConnection.reset_session`, on the running loop."""
@@ -310,12 +297,6 @@ def _check_idle(
         )
 
 
-def _put_back_plain_attributes(conn: Any, ledger: Ledger) -> None:
-    if conn.prepare_threshold != ledger.prepare_threshold:
-        conn.prepare_threshold = ledger.prepare_threshold
-    if conn.row_factory is not ledger.row_factory:
-        conn.row_factory = ledger.row_factory
-    if conn.cursor_factory is not ledger.cursor_factory:
-        conn.cursor_factory = ledger.cursor_factory
-    if conn.server_cursor_factory is not ledger.server_cursor_factory:
-        conn.server_cursor_factory = ledger.server_cursor_factory
+def _set_plain_attributes(conn: Any, values: Iterable[Any]) -> None:
+    for name, value in zip(_PLAIN_ATTRIBUTES, values, strict=True):
+        setattr(conn, name, value)

@@ -21,7 +21,7 @@ from .blocks import Blocks
 from .failures import copy_for_waiter
 from .lending import Lending
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping
-from .opening import Configure, ServerConnection
+from .opening import Configure, ServerConnection, get_attributes
 from .psycopg_pools import Connector, Pool
 from .racing import Racers
 
@@ -70,6 +70,7 @@ class PoolConnection:
     ) -> None:
         self.config = config
         self._settings = config.pool
+        self._idle_before_ping = -1.0 if config.pool.check_on_checkout else IDLE_BEFORE_PING
         self._configure = configure
         self._row_factory = row_factory
         self._describe_borrower = describe_borrower
@@ -170,13 +171,13 @@ class PoolConnection:
             timeout = self._settings.timeout
         if autocommit is None:
             autocommit = self.config.autocommit
-        start = monotonic()
+        start = now = monotonic()
         deadline = start + timeout
-        state = self._state()
+        state = self._states.get(os.getpid()) or self._state()
         while True:
             pool = state.pool or self._open_pool(state)
             try:
-                conn = pool.take(deadline)
+                conn = pool.take(deadline, now)
             except PoolClosed:
                 if self._successor is not None:
                     return self._successor.borrow(deadline - monotonic(), autocommit)
@@ -187,11 +188,14 @@ class PoolConnection:
                 explained, cause = self._explain_timeout(state, pool, start, timeout)
                 raise explained from cause
             try:
-                pulse = self._feel_pulse(conn, deadline)
+                now = monotonic()
+                pulse = Pulse.ALIVE if is_connected(conn) else Pulse.DEAD
+                if pulse is Pulse.ALIVE and now - conn.ledger.released_at > self._idle_before_ping:
+                    pulse = self._ping(conn, deadline - now)
                 if pulse is Pulse.ALIVE:
                     if conn.autocommit != autocommit:
                         conn.autocommit = autocommit
-                    state.lending.lend(conn, self, pool)
+                    state.lending.lend(conn, self, pool, now)
                     return conn
             except BaseException:
                 pool.discard(conn)
@@ -210,7 +214,7 @@ class PoolConnection:
         """
         if not isinstance(conn, ServerConnection):
             raise ValueError(f"{conn!r} was not borrowed from a pool of flask_pgmonkey")
-        if conn.is_inherited:
+        if conn.owner_pid != os.getpid():
             return
         ledger = conn.ledger
         if ledger.lending is None or not ledger.lending.take_back(conn):
@@ -222,9 +226,9 @@ class PoolConnection:
         except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
-            ledger.released_at = monotonic()
+            ledger.released_at = now = monotonic()
             if is_clean:
-                pool.give_back(conn)
+                pool.give_back(conn, now)
             else:
                 pool.discard(conn)
 
@@ -244,22 +248,16 @@ class PoolConnection:
             conn.rollback()
         if conn.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
-        conn.put_back_attributes()
+        if get_attributes(conn) != conn.ledger.attributes:
+            conn.put_back_attributes()
         if self._settings.reset_on_return:
             conn.reset_session(self.config.sync_settings)
         return True
 
-    def _feel_pulse(self, conn: ServerConnection, deadline: float) -> Pulse:
-        ledger = conn.ledger
-        if not is_connected(conn.pgconn) or ledger.shutdown_sqlstate:
-            return Pulse.DEAD
-        now = monotonic()
-        if self._settings.check_on_checkout or now - ledger.released_at > IDLE_BEFORE_PING:
-            patience = min(PING_TIMEOUT, deadline - now)
-            pulse = ping(conn.pgconn, patience)
-            # A borrower in a hurry has learned nothing about the other connections.
-            return Pulse.UNHEARD if pulse is Pulse.SILENT and patience < PING_TIMEOUT else pulse
-        return Pulse.ALIVE
+    def _ping(self, conn: ServerConnection, patience: float) -> Pulse:
+        pulse = ping(conn.pgconn, min(PING_TIMEOUT, patience))
+        # A borrower in a hurry has learned nothing about the other connections.
+        return Pulse.UNHEARD if pulse is Pulse.SILENT and patience < PING_TIMEOUT else pulse
 
     def _explain_timeout(
         self, state: _ProcessState, pool: Pool, start: float, timeout: float

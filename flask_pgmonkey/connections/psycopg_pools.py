@@ -162,16 +162,17 @@ class Pool(ConnectionPool[ServerConnection]):
         with self._lock:
             self._nconns += 1
 
-    def take(self, deadline: float) -> ServerConnection:
+    def take(self, deadline: float, now: float) -> ServerConnection:
         """An idle connection, or the next that comes free or is opened. Not checked.
 
-        :raises PoolTimeout: when the deadline (by ``time.monotonic``) has passed.
+        :param now: by ``time.monotonic``, as the deadline.
+        :raises PoolTimeout: when the deadline has passed.
         """
         self._stats[self._REQUESTS_NUM] += 1
         with self._lock:
             if self._closed:
                 self._check_open_getconn()
-            conn = self._get_ready_connection(deadline - monotonic())
+            conn = self._get_ready_connection(deadline - now)
             if conn is not None:
                 conn._pool = self
                 return conn
@@ -202,9 +203,9 @@ class Pool(ConnectionPool[ServerConnection]):
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
 
-    def give_back(self, conn: ServerConnection) -> None:
+    def give_back(self, conn: ServerConnection, now: float) -> None:
         """Take back an idle connection: psycopg_pool's putconn without what is checked already."""
-        if conn._expire_at <= monotonic():
+        if conn._expire_at <= now:
             self._return_connection(conn, from_getconn=False)
         else:
             self._add_to_pool(conn)
@@ -364,13 +365,13 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         await self.open()
         self._nconns += 1
 
-    async def take(self, deadline: float) -> AsyncServerConnection:
+    async def take(self, deadline: float, now: float) -> AsyncServerConnection:
         """:meth:`Pool.take`, on the running loop."""
         self._stats[self._REQUESTS_NUM] += 1
         async with self._lock:
             if self._closed:
                 self._check_open_getconn()
-            conn = await self._get_ready_connection(deadline - monotonic())
+            conn = await self._get_ready_connection(deadline - now)
             if conn is not None:
                 conn._pool = self
                 return conn
@@ -396,9 +397,9 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
 
-    async def give_back(self, conn: AsyncServerConnection) -> None:
+    async def give_back(self, conn: AsyncServerConnection, now: float) -> None:
         """:meth:`Pool.give_back`, on the running loop."""
-        if conn._expire_at <= monotonic():
+        if conn._expire_at <= now:
             await self._return_connection(conn, from_getconn=False)
         else:
             await self._add_to_pool(conn)

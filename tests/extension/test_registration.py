@@ -206,6 +206,14 @@ def test_an_app_that_is_not_registered_says_so(site: Site) -> None:
         site.db.fetch_value("SELECT 1")
 
 
+def test_an_object_that_is_not_registered_uses_no_connection_of_another(site: Site) -> None:
+    stranger = PGMonkey()
+    with site.app.app_context():
+        site.db.fetch_value("SELECT 1")
+        with pytest.raises(RuntimeError, match=r"not registered with this PGMonkey.*init_app"):
+            stranger.fetch_value("SELECT 1")
+
+
 def test_a_query_outside_an_app_context_says_so(site: Site) -> None:
     with pytest.raises(RuntimeError, match=r"app\.app_context\(\)"):
         site.db.fetch_value("SELECT 1")

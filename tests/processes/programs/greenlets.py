@@ -15,6 +15,7 @@ from time import monotonic  # noqa: E402
 
 import gevent  # noqa: E402
 import psycopg  # noqa: E402
+import psycopg.conninfo  # noqa: E402
 import pytest  # noqa: E402
 from flask import Flask  # noqa: E402
 
@@ -27,6 +28,8 @@ SIZE = 3
 logging.disable(logging.WARNING)  # of queries that were interrupted
 app = Flask(__name__)
 db = PGMonkey(app, config=config)
+with app.app_context():
+    conninfo = psycopg.conninfo.make_conninfo(**db.get_config().connect_kwargs())
 
 
 @contextmanager
@@ -145,12 +148,27 @@ def a_storm_of_timeouts_loses_no_connection() -> None:
     gevent.sleep(0.05)
 
 
+def a_connection_that_the_server_ended_is_replaced() -> None:
+    def use() -> int:
+        with app.app_context():
+            return int(db.fetch_value("SELECT pg_backend_pid() FROM pg_sleep(0.01)"))
+
+    for _ in range(10):
+        pids = {greenlet.get() for greenlet in [gevent.spawn(use) for _ in range(SIZE)]}
+        with psycopg.connect(conninfo, autocommit=True) as conn:
+            for pid in pids:
+                # Waits until the process has ended, and its socket with it.
+                conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        assert use() not in pids
+
+
 scenarios: list[Callable[[], None]] = [
     each_context_has_its_own_connection,
     a_query_and_a_wait_block_nobody,
     a_timeout_while_waiting_leaves_no_waiter,
     a_timeout_while_holding_loses_no_connection,
     a_storm_of_timeouts_loses_no_connection,
+    a_connection_that_the_server_ended_is_replaced,
 ]
 if scenario == "deaf server":
     connecting_to_a_deaf_server_blocks_nobody()
