@@ -102,7 +102,10 @@ class HeldConnection:
                 if _can_take_a_query(conn):
                     return conn  # another thread of this context has borrowed it
                 self.conn = None
-                conn.ledger.owner.release(conn)
+                if len(self.uses) > 1:  # another thread is about to find it dead too
+                    conn.ledger.owner.abandon(conn)
+                else:
+                    conn.ledger.owner.release(conn)
             if self._app is None:
                 raise has_ended()
             self.conn = conn = self._get_pool(self._app).borrow(autocommit=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,3 +82,48 @@ def test_reloads_under_load_fail_no_request(make_site: MakeSite) -> None:
                 db.get_connection("pool", force_reload=True)
         assert set.union(*answers) == {"2"}
     assert borrowed_connections() == []
+
+
+def test_threads_of_a_context_that_ends_or_loses_its_connection_harm_nobody(
+    make_site: MakeSite, admin: psycopg.Connection[Any]
+) -> None:
+    site = make_site(pool_settings={"min_size": 2, "max_size": 2})
+    db = site.db
+    deadline = time.monotonic() + 60
+
+    def query_until_the_end(first: int) -> int:
+        answers = 0
+        while time.monotonic() < deadline:
+            try:
+                assert db.fetch_value("SELECT %s::int", (first + answers,)) == first + answers
+                answers += 1
+            except psycopg.OperationalError:
+                continue  # until the context borrows another connection, or has ended
+            except RuntimeError as error:
+                if "has ended" not in str(error):
+                    raise
+                return answers
+        raise TimeoutError
+
+    answered = 0
+    with ThreadPoolExecutor(6) as threads:
+        for turn in range(40):
+            with site.app.app_context():
+                stragglers = [
+                    threads.submit(contextvars.copy_context().run, query_until_the_end, 1000 * n)
+                    for n in range(6)
+                ]
+                for _ in range(turn % 3):
+                    time.sleep(0.01)
+                    admin.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
+                time.sleep(0.01)
+            with site.app.app_context():
+                assert db.fetch_value("SELECT 'mine'") == "mine"
+            answered += sum(straggler.result() for straggler in stragglers)
+    assert answered > 0
+    assert borrowed_connections() == []
+    with site.app.app_context(), db.pool as one, db.pool as another:
+        assert one is not another
