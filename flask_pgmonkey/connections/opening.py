@@ -38,7 +38,9 @@ Configure = Callable[[Any], "Awaitable[None] | None"]
 
 _PLAIN_ATTRIBUTES = ("prepare_threshold", "row_factory", "cursor_factory", "server_cursor_factory")
 # What a borrower may change, in one step: each release looks at it.
-get_attributes = attrgetter("isolation_level", "read_only", "deferrable", *_PLAIN_ATTRIBUTES)
+get_attributes: Callable[[Any], tuple[Any, ...]] = attrgetter(
+    "isolation_level", "read_only", "deferrable", *_PLAIN_ATTRIBUTES
+)
 
 _FATAL_SHUTDOWN = ("57P01", "57P02", "57P03")
 
