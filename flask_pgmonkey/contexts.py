@@ -40,6 +40,11 @@ class Context(dict[object, "HeldConnection"]):
 
     ended_push: object = None
 
+    def __del__(self) -> None:
+        # A teardown function that raises keeps Flask from calling those registered before it.
+        if self.ended_push is None:
+            _end_all(self)
+
 
 @dataclass(eq=False)
 class OpenTransaction:
@@ -57,7 +62,7 @@ class HeldConnection:
     """
 
     __slots__ = (
-        "_app", "_get_pool", "_lock", "_request", "_was_in_transaction",
+        "_app", "_found_open", "_get_pool", "_lock", "_request",
         "conn", "open_transactions", "pid", "uses",
     )  # fmt: skip
 
@@ -71,7 +76,8 @@ class HeldConnection:
         self._get_pool = get_pool
         self._lock = Lock()
         self._request: Any = None
-        self._was_in_transaction = False
+        # For each request that shares an outer app context: whether it found a transaction open.
+        self._found_open: dict[Any, bool] = {}
 
     def begin_use(self) -> ServerConnection:
         """The context's connection; outside a transaction another one in place of a dead one.
@@ -118,37 +124,57 @@ class HeldConnection:
         Within a transaction the stream is a guest.
         """
         conn = self.begin_use()
-        self.uses.pop()
-        if self.open_transactions or conn.pgconn.transaction_status in _IN_TRANSACTION:
-            return conn, False
-        self.conn = None
-        return conn, True
+        try:
+            if self.open_transactions or conn.pgconn.transaction_status in _IN_TRANSACTION:
+                return conn, False
+            with self._lock:
+                app = self._app
+                if app is None:
+                    raise has_ended()
+                if self.conn is conn:
+                    self.conn = None  # first this: who comes now waits for the lock
+                    if len(self.uses) == 1:
+                        return conn, True
+                    self.conn = conn
+            # Another thread of this context is using it.
+            own = self._get_pool(app).borrow(autocommit=True)
+            own.ledger.holder = self
+            return own, True
+        finally:
+            self.uses.pop()
 
     def _notice_request(self, request_context: Any) -> None:
         """Note what a request finds that it did not begin itself."""
         self._request = request_context
-        self._was_in_transaction = self.conn is not None and (
-            self.conn.pgconn.transaction_status in _IN_TRANSACTION
-        )
-        # One that shares an outer app context: only its own end tells that it is over. Asked for
-        # here because Flask takes microseconds for each function that it calls at every end.
-        if request_context is not None and request_context._cv_tokens[0][1] is None:
-            request_tearing_down.connect(_roll_back_what_the_request_left, request_context.app)
+        for other in list(self._found_open):
+            if not other._cv_tokens:  # a teardown function that raised kept its end from us
+                self.end_request(other, uses_of_caller=1)
+        if request_context is None or not _shares_app_context(request_context):
+            return
+        # Flask takes microseconds for each function that it calls at the end of every request: so
+        # only here, where nothing else tells that this one is over.
+        request_tearing_down.connect(_roll_back_what_the_request_left, request_context.app)
+        if request_context not in self._found_open:
+            self._found_open[request_context] = self.conn is not None and (
+                self.conn.pgconn.transaction_status in _IN_TRANSACTION
+            )
 
-    def end_request(self) -> None:
-        """Roll back what the request that ends left open, and leave the rest as it is.
+    def end_request(self, ending: object, uses_of_caller: int = 0) -> None:
+        """Roll back what a request that ends left open, and leave the rest as it is.
 
         In Flask 3.1 a request inside an outer app context shares its ``g``.
         """
+        found_open = self._found_open.pop(ending, True)
+        if self._request is ending:
+            self._request = None
         conn = self.conn
         if conn is None or self.pid != os.getpid() or not self._is_at_work(conn):
             return
-        ending = current_request()
         own = [opened for opened in self.open_transactions if opened.request is ending]
-        begun_by_hand = not self.open_transactions and not self._was_in_transaction
-        if not own and not (begun_by_hand and self._request is ending):
+        begun_by_hand = not found_open and len(own) == len(self.open_transactions)
+        if not own and not begun_by_hand:
             return
-        if self._is_used_elsewhere(conn):
+        if self._is_used_elsewhere(conn, uses_of_caller):
             self.conn = None
             self._abandon(conn)
         else:
@@ -172,22 +198,24 @@ class HeldConnection:
                 self._end_what_is_open(conn)
             else:
                 conn.ledger.owner.release(conn)
-        self._request = None  # a connection's ledger goes on referring to this object
+        # A connection's ledger goes on referring to this object.
+        self._request = None
+        self._found_open.clear()
 
     def _end_what_is_open(self, conn: ServerConnection) -> None:
         if self._is_used_elsewhere(conn):
             self._abandon(conn)
             return
         if self._is_at_work(conn):
-            self._roll_back(conn, self.open_transactions, not self.open_transactions)
+            self._roll_back(conn, self.open_transactions, by_hand=True)
         conn.ledger.owner.release(conn)
 
     def _is_at_work(self, conn: ServerConnection) -> bool:
         return bool(self.open_transactions) or conn.pgconn.transaction_status in _AT_WORK
 
-    def _is_used_elsewhere(self, conn: ServerConnection) -> bool:
+    def _is_used_elsewhere(self, conn: ServerConnection, uses_of_caller: int = 0) -> bool:
         """Whether another thread of this context, or a suspended generator, is using it."""
-        if self.uses or conn.lock.locked():
+        if len(self.uses) > uses_of_caller or conn.lock.locked():
             return True
         if not self.open_transactions:
             return False
@@ -287,6 +315,10 @@ def release_what_the_context_holds(exc: BaseException | None) -> None:
     g = app_context.g
     context: Context = g.get(_ON_G) or g.setdefault(_ON_G, Context())
     context.ended_push = _current_push(app_context) or context
+    _end_all(context)
+
+
+def _end_all(context: Context) -> None:
     for held in list(context.values()):
         try:
             held.end_context()
@@ -301,7 +333,7 @@ def _roll_back_what_the_request_left(sender: Flask, **extra: object) -> None:
         return
     for held in list(context.values()):
         try:
-            held.end_request()
+            held.end_request(current_request())
         except Exception:
             logger.exception("Could not roll back what %s left open", describe_context())
 
@@ -327,6 +359,12 @@ def describe_context() -> str:
 
 def _describe_request(current: Request) -> str:
     return f"request {current.method} {current.path} (endpoint {current.endpoint})"
+
+
+def _shares_app_context(request_context: Any) -> bool:
+    """Whether a request that is not over began inside an app context, whose ``g`` is its too."""
+    pushes = request_context._cv_tokens
+    return bool(pushes) and pushes[0][1] is None
 
 
 def _current_push(app_context: Any) -> object:

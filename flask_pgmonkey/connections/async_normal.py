@@ -281,7 +281,7 @@ class AsyncNormalConnection:
             await conn.close()
 
     async def _put_back(self, state: _ProcessState, conn: AsyncServerConnection) -> None:
-        is_kept = conn is state.conn and self._successor is None
+        is_kept = conn is state.conn and self._successor is None and not conn.pgconn.pipeline_status
         if is_kept and conn.pgconn.transaction_status == TransactionStatus.IDLE:
             if get_attributes(conn) != conn.ledger.attributes:
                 await conn.put_back_attributes()

@@ -267,7 +267,7 @@ class AsyncPoolConnection:
         """Undo what the borrower left; False if the connection is of no use any more."""
         if conn.pgconn.transaction_status in _IN_TRANSACTION:
             await conn.rollback()
-        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE or conn.pgconn.pipeline_status:
             return False
         if get_attributes(conn) != conn.ledger.attributes:
             await conn.put_back_attributes()

@@ -258,7 +258,7 @@ class NormalConnection:
             conn.close()
 
     def _put_back(self, state: _ProcessState, conn: ServerConnection) -> None:
-        is_kept = conn is state.conn and self._successor is None
+        is_kept = conn is state.conn and self._successor is None and not conn.pgconn.pipeline_status
         if is_kept and conn.pgconn.transaction_status == TransactionStatus.IDLE:
             if get_attributes(conn) != conn.ledger.attributes:
                 conn.put_back_attributes()

@@ -246,7 +246,7 @@ class PoolConnection:
         """Undo what the borrower left; False if the connection is of no use any more."""
         if conn.pgconn.transaction_status in _IN_TRANSACTION:
             conn.rollback()
-        if conn.pgconn.transaction_status != TransactionStatus.IDLE:
+        if conn.pgconn.transaction_status != TransactionStatus.IDLE or conn.pgconn.pipeline_status:
             return False
         if get_attributes(conn) != conn.ledger.attributes:
             conn.put_back_attributes()

@@ -438,7 +438,22 @@ def test_what_a_request_leaves_open_in_an_outer_context_is_rolled_back_at_its_en
         g.kept_alive.__enter__()
         db.execute("INSERT INTO items VALUES (1)")
 
-    for view in (begin_by_hand, leave_block_open):
+    def leave_both_open() -> None:
+        db.execute("BEGIN")
+        leave_block_open()
+
+    def send_a_request_in_between() -> None:
+        begin_by_hand()
+        site.visit(lambda: use(db))
+
+    def use_a_copy_in_between() -> None:
+        begin_by_hand()
+        copy_current_request_context(lambda: use(db))()
+
+    for view in (
+        begin_by_hand, leave_block_open, leave_both_open, send_a_request_in_between,
+        use_a_copy_in_between,
+    ):  # fmt: skip
         for used_before in (True, False):
             with site.app.app_context():
                 if used_before:
@@ -446,6 +461,50 @@ def test_what_a_request_leaves_open_in_an_outer_context_is_rolled_back_at_its_en
                 site.visit(view)
                 assert db.connection.info.transaction_status == TransactionStatus.IDLE
                 assert db.fetch_value("SELECT count(*) FROM items") == 0
+
+
+def test_a_teardown_function_that_raises_leaves_no_transaction_open(
+    site: Site, db: PGMonkey, items: Items
+) -> None:
+    @site.app.teardown_request
+    def fail(exc: BaseException | None) -> None:
+        raise LookupError
+
+    def begin_by_hand() -> None:
+        db.execute("BEGIN")
+        db.execute("INSERT INTO items VALUES (1)")
+
+    with site.app.app_context():
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                site.visit(begin_by_hand)
+            assert db.connection.info.transaction_status == TransactionStatus.IDLE
+            assert db.fetch_value("SELECT count(*) FROM items") == 0
+
+
+def test_a_teardown_function_that_raises_keeps_no_connection(site: Site, db: PGMonkey) -> None:
+    fails = True
+
+    @site.app.teardown_appcontext
+    def fail(exc: BaseException | None) -> None:
+        if fails:
+            raise LookupError
+
+    for _ in range(2):
+        with pytest.raises(LookupError):
+            site.visit(lambda: str(db.fetch_value("SELECT 1")))
+        assert borrowed_connections() == []
+    fails = False
+
+
+def test_the_log_blames_no_request_that_is_over(
+    site: Site, db: PGMonkey, caplog: pytest.LogCaptureFixture
+) -> None:
+    with site.app.app_context():
+        db.execute("BEGIN")
+        site.visit(lambda: str(db.fetch_value("SELECT 1")))
+    (record,) = caplog.records
+    assert record.message.startswith("an app context left a transaction open")
 
 
 def use(db: PGMonkey) -> None:
@@ -599,6 +658,57 @@ def test_a_thread_that_outlives_its_request_gets_an_error(site: Site, db: PGMonk
         ended.set()
         with pytest.raises(RuntimeError, match="has ended"):
             futures[0].result()
+
+
+def test_a_copied_context_of_a_request_that_has_ended_may_push_one_of_its_own(
+    site: Site, db: PGMonkey
+) -> None:
+    copies = []
+
+    def query() -> Any:
+        with site.app.app_context():
+            return db.fetch_value("SELECT 1")
+
+    site.visit(lambda: copies.append(contextvars.copy_context()))
+    assert copies[0].run(query) == 1
+
+
+def test_a_stream_leaves_the_connection_alone_that_another_thread_uses(
+    site: Site, db: PGMonkey
+) -> None:
+    making, go_on = threading.Event(), threading.Event()
+
+    def slow_row(cursor: psycopg.Cursor[Any]) -> Callable[[Any], Any]:
+        def make(values: Any) -> Any:
+            making.set()
+            assert go_on.wait(10)
+            return values[0]
+
+        return make
+
+    with site.app.app_context(), ThreadPoolExecutor(1) as threads:
+        query = "SELECT pg_backend_pid()"
+        copy = contextvars.copy_context()
+        others = threads.submit(copy.run, lambda: db.fetch_all(query, row_factory=slow_row))
+        assert making.wait(10)
+        (mine,) = [pid for (pid,) in db.stream(query)]
+        with site.app.app_context():
+            db.fetch_value("SELECT 1")
+        go_on.set()
+        assert others.result() != [mine]
+    assert borrowed_connections() == []
+
+
+def test_a_connection_left_in_pipeline_mode_is_not_lent_again(
+    site: Site, db: PGMonkey, items: Items
+) -> None:
+    def view() -> None:
+        g.pipeline = db.connection.pipeline()
+        g.pipeline.__enter__()
+
+    site.visit(view)
+    site.visit(lambda: db.execute("INSERT INTO items VALUES (1)"))
+    assert items() == [1]
 
 
 def test_a_context_that_is_pushed_again_borrows_again(site: Site, db: PGMonkey) -> None:
