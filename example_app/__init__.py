@@ -14,7 +14,7 @@ from typing import Any
 from flask import Flask
 
 from . import csrf, errors, views
-from .database import db, init_db_command
+from .database import db, init_db_command, refusing_in_one_line
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:
@@ -29,7 +29,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config.from_prefixed_env()
     app.config.from_mapping(config)
 
-    db.init_app(app)
+    with refusing_in_one_line():
+        db.init_app(app)
     csrf.init_app(app)
     errors.init_app(app)
     app.register_blueprint(views.desk)

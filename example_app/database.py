@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -9,7 +11,7 @@ import psycopg
 from flask.cli import with_appcontext
 from psycopg.rows import namedtuple_row
 
-from flask_pgmonkey import PGMonkey
+from flask_pgmonkey import ConfigError, PGMonkey, PGMonkeyError
 
 db = PGMonkey(config="embedded", row_factory=namedtuple_row)
 
@@ -32,6 +34,21 @@ def init_db(orders: int = 200) -> int:
     return missing
 
 
+class UnusableConfig(click.ClickException):
+    exit_code = 2
+
+
+@contextmanager
+def refusing_in_one_line() -> Iterator[None]:
+    """Let a ``flask`` command end with one line, and no traceback, for a config that is no good."""
+    try:
+        yield
+    except ConfigError as error:
+        if click.get_current_context(silent=True) is None:
+            raise  # A WSGI server or a test, which click does not run.
+        raise UnusableConfig(str(error)) from error
+
+
 @click.command("init-db")
 @click.option(
     "--orders",
@@ -44,7 +61,8 @@ def init_db(orders: int = 200) -> int:
 def init_db_command(orders: int) -> None:
     """Create the tables and fill them. Running it again changes nothing."""
     try:
-        added = init_db(orders)
-    except psycopg.OperationalError as error:
+        with refusing_in_one_line():
+            added = init_db(orders)
+    except (psycopg.OperationalError, PGMonkeyError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"The orders desk is ready: {added:,} sample orders added.")

@@ -15,6 +15,10 @@ class ConfigError(PGMonkeyError, ValueError):
     """
 
 
+class MissingConfigError(ConfigError, RuntimeError):
+    """An app without any configuration; the message says what to set."""
+
+
 class EnvInterpolationError(ConfigError):
     """A ``${VAR}``, ``from_env`` or ``from_file`` reference that cannot be resolved.
 

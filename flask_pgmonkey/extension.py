@@ -35,7 +35,7 @@ from .database import (
     nested_transaction,
     outermost_transaction,
 )
-from .errors import ConfigError
+from .errors import ConfigError, MissingConfigError
 from .manager import PGConnectionManager
 from .streaming import RowStream
 
@@ -261,7 +261,7 @@ class PGMonkey(BoundDatabase):
     def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
         config = app.config.get("PGMONKEY_CONFIG", self._config)
         if config is None or config == "":
-            raise RuntimeError(
+            raise MissingConfigError(
                 f"the app {app.name!r} has no database: set PGMONKEY_CONFIG to the path of a YAML"
                 " file, a mapping, a postgresql:// URI or 'embedded', before PGMonkey(app) or"
                 " init_app(app)"

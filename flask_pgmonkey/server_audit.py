@@ -6,6 +6,7 @@ import ipaddress
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,6 +16,9 @@ from psycopg.rows import namedtuple_row
 
 from .config import Config
 from .config.libpq import KEYWORDS, effective_options
+
+if sys.platform != "win32":
+    import pwd
 
 Verdict: TypeAlias = Literal["OK", "LOW", "MISMATCH", "UNKNOWN"]
 
@@ -109,6 +113,16 @@ class Client:
         over_socket = "scram-sha-256" if self.has_password else "peer"
         return [over_socket if is_socket(host) else over_tcp for host, _ in self.servers]
 
+    @property
+    def has_system_user(self) -> bool:
+        """Whether its user is named like this process's, as ``peer`` wants it."""
+        if sys.platform == "win32":
+            return False
+        try:
+            return self.options.get("user") == pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:  # This process's user has no name.
+            return False
+
 
 def client_of(config: Config) -> Client:
     """How libpq reads *config* in this environment. Connects to nothing."""
@@ -191,7 +205,10 @@ def recommend_hba_rules(client: Client) -> list[HbaRule]:
     rules = []
     for (host, _), method in zip(client.servers, client.methods, strict=True):
         if is_socket(host):
-            rules.append(HbaRule("local", database, user, "", method, "over the Unix socket"))
+            reason = "over the Unix socket"
+            if method == "peer":
+                reason += f", only for the operating-system user {user}; others need a password"
+            rules.append(HbaRule("local", database, user, "", method, reason))
             continue
         kind = "hostssl" if client.needs_tls else "host"
         for address, reason in _addresses_towards(host):
@@ -391,6 +408,9 @@ def _rule_matches(rule: Any, link: Any) -> bool | None:
 
 
 def _judge_rule(rule: Any, client: Client) -> Verdict:
+    if rule.type == "local" and rule.auth_method == "trust" and "peer" in client.methods:
+        # Peer would lock out who has another name than the system knows.
+        return "MISMATCH" if client.has_system_user else "UNKNOWN"
     if rule.auth_method in ("trust", "md5", "password", "ident", "reject"):
         return "MISMATCH"
     return "MISMATCH" if client.needs_tls and rule.type == "host" else "OK"

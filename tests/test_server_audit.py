@@ -110,6 +110,8 @@ def test_a_socket_without_a_password_asks_the_system_who_the_user_is() -> None:
     local = client(host="/run/postgresql")
 
     assert hba_fields(local) == [f"local {getpass.getuser()} {getpass.getuser()} peer"]
+    (rule,) = recommend_hba_rules(local)
+    assert f"only for the operating-system user {getpass.getuser()};" in rule.reason
     assert "password_encryption" not in recommended(local)
 
 
@@ -334,6 +336,22 @@ def test_a_rule_for_a_group_is_for_its_members(private_server: PrivateServer) ->
     row = matching_rule(private_server, auditor, "host all +pg_monitor all trust")
 
     assert row.current.startswith("host all +pg_monitor")
+
+
+@pytest.mark.parametrize(("user", "verdict"), [("me", "MISMATCH"), ("not me", "UNKNOWN")])
+def test_trust_over_the_socket_is_a_mismatch_only_where_peer_would_work(
+    private_server: PrivateServer, user: str, verdict: str
+) -> None:
+    name = getpass.getuser() if user == "me" else user
+    with private_server.connect() as admin:
+        if admin.execute("SELECT FROM pg_roles WHERE rolname = %s", [name]).fetchone() is None:
+            admin.execute(f'CREATE ROLE "{name}" SUPERUSER LOGIN'.encode())
+        folder, port = admin.info.host, admin.info.port
+    over_socket = client(host=folder, port=port, user=name, dbname="app")
+
+    row = matching_rule(private_server, over_socket, "local app all trust")
+
+    assert (row.current, row.verdict) == ("local app all trust", verdict)
 
 
 @pytest.mark.parametrize("address", ["samenet", "client.example.com"])

@@ -125,6 +125,8 @@ def find_targets(
     if config_path is not None:
         if bind is not None:
             raise WrongUsage("Give either --config PATH or --bind NAME, not both.")
+        if allow_sensitive_defaults and not resolve_env:
+            raise WrongUsage("--allow-sensitive-defaults goes with --resolve-env.")
         return [Target(config_path, config_path, resolve_env, allow_sensitive_defaults)]
     if resolve_env or allow_sensitive_defaults:
         raise WrongUsage(

@@ -30,6 +30,8 @@ def create_config(path: Path, force: bool, from_env: bool, uri: str | None) -> N
     """
     if from_env and uri is not None:
         raise WrongUsage("Give either --from-env or --uri URI, not both.")
+    if path.is_dir():
+        raise WorkFailed(f"{path} is a folder: name the file to write in it.")
     variables: list[str] = []
     if uri is not None:
         content, variables = template_from_uri(uri)

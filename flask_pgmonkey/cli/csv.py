@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from ..csv_transfer import (
     settings_path,
     write_import_settings,
 )
+from . import WorkFailed
 from .common import Target, database_options, stderr_console
 
 SHOW_EVERY = 0.1
@@ -62,7 +64,22 @@ def checked_dialect(delimiter: str | None, quote: str | None, null: str) -> Dial
 
 def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
     """The names between commas; a name with a comma stands in double quotes."""
-    return [] if value is None else [name.strip() for name in next(csv.reader([value]), [])]
+    if value is None:
+        return []
+    names = [name.strip() for name in next(csv.reader([value]), [])]
+    if not names or "" in names:
+        raise click.BadParameter("a name is empty.")
+    return names
+
+
+def parse_sql(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip(" \t\r\n;"):
+        raise click.BadParameter("there is no SQL in it.")
+    return value
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def split_columns(names: list[str]) -> tuple[list[str], dict[str, str | None] | None]:
@@ -72,6 +89,26 @@ def split_columns(names: list[str]) -> tuple[list[str], dict[str, str | None] | 
     if mapping and len(mapping) < len(names):
         raise click.UsageError("--columns takes either names or NAME=COLUMN pairs, not both.")
     return ([], mapping) if mapping else (names, None)
+
+
+@contextmanager
+def file_errors_in_words() -> Iterator[None]:
+    """Say what is wrong with a file, without numbers of errors.
+
+    :raises WorkFailed: for an OSError that names a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        problem = error.strerror
+        if error.errno == errno.EISDIR:
+            problem = "is a folder"
+        elif error.errno == errno.ENOENT:
+            folder = Path(error.filename).parent
+            problem = "no such file" if folder.exists() else f"there is no folder {folder}"
+        raise WorkFailed(f"{error.filename}: {problem}") from error
 
 
 _encoding_option = click.option(
@@ -126,6 +163,7 @@ _null_option = click.option(
     help="Import nothing if a row is bad, or keep bad rows in FILE's .rejected.csv.",
 )
 @click.option("--save-settings", is_flag=True, help="Write what was used to FILE's .yaml.")
+@file_errors_in_words()
 def import_csv(
     target: Target,
     table: str,
@@ -214,11 +252,13 @@ def report_import(result: ImportResult, table: str, dry_run: bool) -> None:
     for rejection in result.rejections:
         console.print(rejection, soft_wrap=True)
     if result.rejected_file:
-        console.print(
-            f"{result.rejected} rejected rows are in {result.rejected_file}.", soft_wrap=True
-        )
+        rejected = counted(result.rejected, "rejected row")
+        verb = "is" if result.rejected == 1 else "are"
+        console.print(f"{rejected} {verb} in {result.rejected_file}.", soft_wrap=True)
+    elif result.rejected:
+        console.print(f"{counted(result.rejected, 'row')} would be rejected.", soft_wrap=True)
     console.print(
-        f"{result.rows} rows into {table} (read as {result.encoding}, delimiter"
+        f"{counted(result.rows, 'row')} into {table} (read as {result.encoding}, delimiter"
         f" {result.dialect.delimiter!r}, {'with' if result.header else 'without'} header)"
         + (", all rolled back." if dry_run else "."),
         soft_wrap=True,
@@ -229,14 +269,25 @@ def report_import(result: ImportResult, table: str, dry_run: bool) -> None:
 @click.argument("table", required=False)
 @click.argument("file", required=False)
 @database_options
-@click.option("--query", metavar="SQL", help="Export the rows of this SELECT instead of a table.")
+@click.option(
+    "--query",
+    metavar="SQL",
+    callback=parse_sql,
+    help="Export the rows of this SELECT instead of a table.",
+)
 @click.option("--columns", metavar="LIST", callback=parse_names, help="The columns, in this order.")
-@click.option("--where", metavar="SQL", help="Only the rows for which this condition holds.")
+@click.option(
+    "--where",
+    metavar="SQL",
+    callback=parse_sql,
+    help="Only the rows for which this condition holds.",
+)
 @_encoding_option
 @_delimiter_option
 @_quote_option
 @_null_option
 @click.option("--no-header", is_flag=True, help="Do not write the names of the columns.")
+@file_errors_in_words()
 def export_csv(
     target: Target,
     table: str | None,
@@ -284,7 +335,7 @@ def export_csv(
                 progress=progress,
             )
     if not to_stdout:
-        stderr_console().print(f"{rows} rows into {file}.", soft_wrap=True)
+        stderr_console().print(f"{counted(rows, 'row')} into {file}.", soft_wrap=True)
 
 
 @contextmanager

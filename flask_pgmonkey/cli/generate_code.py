@@ -27,7 +27,8 @@ from .common import Target, database_options
     type=click.Choice(LIBRARIES),
     default="flask",
     show_default=True,
-    help="An app with PGMonkey, a script with PGConnectionManager, or psycopg by itself.",
+    help="An app with PGMonkey, a script with PGConnectionManager, or one that"
+    " connects with psycopg and has only the config file read by flask_pgmonkey.",
 )
 @click.option(
     "--output",

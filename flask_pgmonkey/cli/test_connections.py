@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,21 @@ class Row:
     pool: PoolSize | None = None
 
 
+class Seconds(click.FloatRange):
+    """More than 0 s and at most a day, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True, max=86_400)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):  # Lies outside no range, by every comparison.
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 @click.command("test", short_help="Test every connection type of every database.")
 @find_options
 @click.option(
@@ -60,7 +76,7 @@ class Row:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     default=10.0,
     show_default=True,
     help="Seconds for everything; what is not done by then has failed.",

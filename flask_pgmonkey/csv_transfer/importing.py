@@ -44,7 +44,7 @@ class ImportResult:
     rejections: Sequence[str]
     """Where the first few rejected records are, and what the server said of them."""
     rejected_file: Path | None
-    """The file that keeps them; None if there are none."""
+    """The file that keeps them; None if there are none, and after a dry run."""
 
 
 def import_csv(
@@ -84,16 +84,16 @@ def import_csv(
     :param sample: how many records to infer the types from; they are held in memory.
     :param keep_names: name its columns as the header does, not in lower case with ``_``.
     :param truncate: empty the table first.
-    :param dry_run: do everything and roll it back.
+    :param dry_run: do everything and roll it back; no file is written.
     :param on_error: ``skip`` leaves out the records that the server refuses and keeps them, in
         UTF-8 and under the file's header, in ``NAME.rejected.csv`` beside the source.
     :param progress: is called after each block, with the lines done.
     :raises CSVTransferError: if the file or the table cannot be used; nothing is imported.
     """
+    name = TableName.parse(table)
     with open_source(source) as opened:
         csv_text = CSVText(opened, encoding)
         with connection.transaction(force_rollback=dry_run):
-            name = TableName.parse(table)
             types = column_types(connection, name)
             if types is None and not create:
                 raise CSVTransferError(f'there is no table "{name}"; --create makes one')
@@ -137,7 +137,9 @@ def import_csv(
                 if progress:
                     progress(opened.position, opened.size, lines)
 
-            rejected_file = _rejected_file(source) if on_error == "skip" else None
+            rejected_file = None
+            if on_error == "skip":
+                rejected_file = Path(os.devnull) if dry_run else _rejected_file(source)
             if rejected_file is None and None not in chosen:
                 loaded = copy_whole(destination, csv_text, header=header, report=report)
             else:
@@ -156,7 +158,7 @@ def import_csv(
         created=created,
         rejected=loaded.rejected,
         rejections=loaded.rejections,
-        rejected_file=rejected_file if loaded.rejected else None,
+        rejected_file=rejected_file if loaded.rejected and not dry_run else None,
     )
 
 

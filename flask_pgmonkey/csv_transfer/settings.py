@@ -34,34 +34,43 @@ CHECKS: dict[str, Callable[[str], str]] = {
     "encoding": check_encoding,
 }
 
+RENAME = (
+    "if this is not how import-csv is to read the CSV file of the same name, rename one of the two"
+)
+
 
 def settings_path(csv_file: str | os.PathLike[str]) -> Path:
     """``orders.yaml`` for ``orders.csv`` and for ``orders.csv.gz``."""
-    return without_compression(Path(csv_file)).with_suffix(".yaml")
+    plain = without_compression(Path(csv_file))
+    return plain.parent / f"{plain.stem}.yaml"  # A path without a name, such as /, gives no error.
 
 
 def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
     """The settings in the file *path*; empty settings if there is none.
 
-    A mapping without any key of ours is another program's file, and left alone.
-
-    :raises ConfigError: if a key is unknown or a value of the wrong type.
+    :raises ConfigError: if it is something else, a key is unknown, or a value of the wrong type.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ImportSettings()
-    try:
-        content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"file {path}: not YAML: {error}") from error
-    types = {field.name: str(field.type).partition(" ")[0] for field in fields(ImportSettings)}
-    if not isinstance(content, dict) or not types.keys() & content.keys():
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # PyYAML's own words quote the text, and another program's may hold a password.
+        mark = getattr(error, "problem_mark", None)
+        place = f"file {path}, line {mark.line + 1}" if mark else f"file {path}"
+        raise ConfigError(f"{place}: not YAML; {RENAME}") from None
+    if content is None:
         return ImportSettings()
+    types = {field.name: str(field.type).partition(" ")[0] for field in fields(ImportSettings)}
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"file {path}: no import settings; {RENAME}")
     for key, value in content.items():
         if key not in types:
-            near = difflib.get_close_matches(str(key), types, 1, 0)[0]
-            raise ConfigError(f"file {path}: unknown key {key!r}; did you mean {near!r}?")
+            near = difflib.get_close_matches(str(key), types, 1, 0.75)
+            remedy = (
+                f"did you mean {near[0]!r}?" if near else f"known are {', '.join(types)}; {RENAME}"
+            )
+            raise ConfigError(f"file {path}: {key!r} is no import setting; {remedy}")
         if value is not None and type(value).__name__ != types[key]:
             raise ConfigError(f"file {path}: {key} must be a {types[key]}, not {value!r}")
     if content.get("delimiter") == r"\t":  # What YAML makes of an unquoted \t.

@@ -29,6 +29,8 @@ class TableName:
         """The table that ``table`` or ``schema.table`` names, upper and lower case as written.
 
         A part that holds a dot stands in double quotes; any other character may stand as it is.
+
+        :raises CSVTransferError: for another number of parts, or an empty one.
         """
         if (quoted := _QUOTED_PART.match(text)) is not None:
             first, rest = quoted[1].replace('""', '"'), text[quoted.end() :]
@@ -36,10 +38,14 @@ class TableName:
                 return cls(None, first)
         else:
             first, dot, rest = text.partition(".")
+            if not first:
+                raise _no_table_name(text)
             if not dot:
                 return cls(None, first)
         if (quoted := _QUOTED_PART.fullmatch(rest)) is not None and not rest.endswith("."):
             rest = quoted[1].replace('""', '"')
+        elif "." in rest or not rest:
+            raise _no_table_name(text)
         return cls(first, rest)
 
     @property
@@ -48,6 +54,13 @@ class TableName:
 
     def __str__(self) -> str:
         return self.table if self.schema is None else f"{self.schema}.{self.table}"
+
+
+def _no_table_name(text: str) -> CSVTransferError:
+    return CSVTransferError(
+        f"{text!r} is not the name of a table; write TABLE or SCHEMA.TABLE, and put a part that"
+        " holds a dot in double quotes"
+    )
 
 
 def column_types(connection: psycopg.Connection[Any], table: TableName) -> dict[str, str] | None:
@@ -154,12 +167,20 @@ def columns_by_position(
 def create_table(
     connection: psycopg.Connection[Any], table: TableName, types: Mapping[str, ColumnType]
 ) -> None:
-    """Create *table* with a column of each name and type."""
+    """Create *table* with a column of each name and type.
+
+    :raises CSVTransferError: if its schema does not exist.
+    """
     columns = sql.SQL(", ").join(
         sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_name))
         for name, type_name in types.items()
     )
-    connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table.identifier, columns))
+    try:
+        connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table.identifier, columns))
+    except psycopg.errors.InvalidSchemaName as error:
+        raise CSVTransferError(
+            f"{error.diag.message_primary}; --create makes a table, not its schema"
+        ) from error
 
 
 def _listed(names: Sequence[str]) -> str:

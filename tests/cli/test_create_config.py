@@ -96,8 +96,14 @@ def test_a_missing_folder_is_one_line_on_stderr(path: Path) -> None:
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
         assert "No such file" in result.stderr
+
+
+@pytest.mark.parametrize("option", [[], ["--force"]])
+def test_a_folder_is_not_taken_for_a_file(path: Path, option: list[str]) -> None:
     path.mkdir()
-    assert create(path, "--force").exit_code == 1
+    result = create(path, *option)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {path} is a folder: name the file to write in it.\n"
     assert os.listdir(path.parent) == [path.name]
 
 

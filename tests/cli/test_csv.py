@@ -84,7 +84,7 @@ def test_a_file_goes_in_and_comes_out(run: Run, connection: Connection, tmp_path
     result = run("import-csv", "items", path)
     assert result.exit_code == 0, result.output
     assert result.stdout == ""
-    assert result.stderr == ("1 rows into items (read as utf-8, delimiter ';', with header).\n")
+    assert result.stderr == ("1 row into items (read as utf-8, delimiter ';', with header).\n")
     assert rows_of(connection) == [(0, "old"), (1, "new")]
     result = run("export-csv", "items", tmp_path / "out.csv")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -116,7 +116,7 @@ def test_every_option_of_import_is_heard(run: Run, connection: Connection, tmp_p
     assert result.exit_code == 0, result.output
     assert rows_of(connection) == [(1, "é"), (2, None)]
     assert f'{path}, line 4, column "id" ' in result.stderr
-    assert f"1 rejected rows are in {tmp_path / 'items.rejected.csv'}." in result.stderr
+    assert f"1 rejected row is in {tmp_path / 'items.rejected.csv'}." in result.stderr
     result = run("import-csv", "items", path, "--columns", "id,name,rest", "--dry-run")
     assert result.exit_code == 1
     result = run(
@@ -175,6 +175,11 @@ def test_settings_beside_the_file_are_used_and_overruled(
         (["export-csv", "items", "x.csv", "--query", "SELECT 1"], "--query takes the place"),
         (["export-csv", "--query", "SELECT 1", "--where", "true"], "--query takes the place"),
         (["export-csv", "items", "--quote", ","], "both ','"),
+        (["export-csv", "items", "--columns", ""], "'--columns': a name is empty."),
+        (["export-csv", "items", "--columns", "id,,name"], "'--columns': a name is empty."),
+        (["import-csv", "items", "x.csv", "--columns", " "], "'--columns': a name is empty."),
+        (["export-csv", "--query", " ;"], "'--query': there is no SQL in it."),
+        (["export-csv", "items", "--where", ""], "'--where': there is no SQL in it."),
     ],
 )
 def test_wrong_usage_exits_with_2(run: Run, words: list[str], told: str) -> None:
@@ -191,14 +196,57 @@ def test_a_wrong_settings_file_exits_with_2(run: Run, tmp_path: Path) -> None:
     assert "items.yaml: has_headers must be a bool, not 'maybe'" in result.stderr
 
 
+@pytest.mark.parametrize("content", [None, "{}", "{connection_settings: {host: none.invalid}}"])
+@pytest.mark.parametrize("options", [[], ["--save-settings"]])
+def test_a_config_beside_the_file_is_refused_and_kept(
+    run: Run,
+    connection: Connection,
+    config_file: Path,
+    tmp_path: Path,
+    content: str | None,
+    options: list[str],
+) -> None:
+    settings = config_file if content is None else tmp_path / "items.yaml"
+    if content is not None:
+        settings.write_text(content)
+    before = settings.read_bytes()
+    path = settings.with_suffix(".csv")
+    path.write_text("id,name\n1,new\n")
+    result = run("import-csv", "items", path, *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: file {settings}: ")
+    assert result.stderr.endswith("rename one of the two\n")
+    assert result.stderr.count("\n") == 1
+    assert settings.read_bytes() == before
+    assert rows_of(connection) == [(0, "old")]
+
+
+def test_a_dry_run_keeps_the_rejected_rows_of_an_earlier_run(run: Run, tmp_path: Path) -> None:
+    path, rejected = tmp_path / "items.csv", tmp_path / "items.rejected.csv"
+    rejected.write_text("what was there")
+    path.write_text("id,name\n1,new\nx,bad\n")
+    result = run("import-csv", "items", path, "--on-error", "skip", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f'{path}, line 3, column "id" ' in result.stderr
+    assert "\n1 row would be rejected.\n1 row into items " in result.stderr
+    assert rejected.read_text() == "what was there"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["import-csv", "items", "none.csv"], "No such file or directory: 'none.csv'"),
+        (["import-csv", "items", "none.csv"], "Error: none.csv: no such file\n"),
+        (["import-csv", "items", "/none/x.csv"], "/none/x.csv: there is no folder /none\n"),
+        (["import-csv", "items", "/tmp"], "Error: /tmp: is a folder\n"),
+        (["import-csv", "items", "/"], "Error: /: is a folder\n"),
+        (["import-csv", "a.b.c", "/dev/stdin"], "'a.b.c' is not the name of a table"),
+        (["import-csv", "", "/dev/stdin"], "'' is not the name of a table"),
+        (["export-csv", ""], "'' is not the name of a table"),
         (["import-csv", "none", "/dev/stdin"], "the file is empty"),
         (["export-csv", "none"], 'there is no table "none"'),
         (["export-csv", "--query", "SELECT nope"], 'column "nope" does not exist'),
-        (["export-csv", "items", "/none/x.csv"], "No such file or directory: '/none/x.csv'"),
+        (["export-csv", "items", "/none/x.csv"], "/none/x.csv: there is no folder /none\n"),
+        (["export-csv", "items", "/tmp"], "Error: /tmp: is a folder\n"),
     ],
 )
 def test_work_that_fails_exits_with_1(
@@ -282,7 +330,7 @@ def test_an_export_to_a_full_disk_leaves_nothing(
     assert done.returncode == 1, done.stderr
     assert done.stdout == f"old.csv{ending}\nbefore\n"
     assert "No space left on device" in done.stderr
-    assert f"old.csv{ending}'" in done.stderr
+    assert f"old.csv{ending}: " in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -92,6 +92,7 @@ def test_an_unknown_bind_is_answered_with_the_known_ones(
         (["--config", "a.yaml", "--bind", "b"], "either --config PATH or --bind NAME"),
         (["--resolve-env"], "PGMONKEY_RESOLVE_ENV"),
         (["--allow-sensitive-defaults"], "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS"),
+        (["--config", "a.yaml", "--allow-sensitive-defaults"], "goes with --resolve-env"),
         (["--config", "missing.yaml"], "missing.yaml does not exist"),
     ],
 )
@@ -120,6 +121,24 @@ def test_a_config_that_the_app_refuses_is_one_line_and_exit_code_2(
 
     assert shown.returncode == 2
     assert "connection_settings.hots" in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["test", "show-config", "server-config", "psql"])
+def test_an_app_without_a_config_is_one_line_and_exit_code_2(
+    run_flask: RunFlask, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        "app = Flask(__name__)\n"
+        "db = PGMonkey(app)\n"
+    )
+
+    shown = run_flask("pgmonkey", command)
+
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert "set PGMONKEY_CONFIG" in shown.stderr
     assert shown.stderr.count("\n") == 1
 
 

@@ -380,3 +380,12 @@ def test_tls_that_ends_before_the_server_is_shown_as_that(
 
     assert shown.exit_code == 0, shown.stdout
     assert rows_of(shown.stdout)["normal"]["tls"] == "ended before the server"
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e10", "soon"])
+def test_a_timeout_that_is_no_time_is_wrong_usage(run: Run, seconds: str) -> None:
+    shown = run("test", "--timeout", seconds)
+
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert "--timeout" in shown.stderr
+    assert shown.stderr.count("\n") == 1

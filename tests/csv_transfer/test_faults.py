@@ -207,6 +207,14 @@ def test_no_such_table(items: Connection, csv_file: WriteFile, tmp_path: Path, n
     assert not (tmp_path / "none.csv").exists()
 
 
+def test_create_without_the_schema(items: Connection, csv_file: WriteFile) -> None:
+    with pytest.raises(CSVTransferError, match=r'^schema "none" does not exist; .*schema$'):
+        import_csv(items, "none.items", csv_file("id\n1\n"), create=True)
+    items.execute("SET search_path = none")
+    with pytest.raises(CSVTransferError, match=r"^no schema has been selected.*its schema$"):
+        import_csv(items, "new", csv_file("id\n1\n"), create=True)
+
+
 def test_no_privilege(
     items: Connection, csv_file: WriteFile, rows_of: ReadRows, tmp_path: Path
 ) -> None:

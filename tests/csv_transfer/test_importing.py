@@ -195,6 +195,14 @@ def test_skip_without_rejected_rows_leaves_no_file(items: Connection, csv_file: 
     assert [each.name for each in path.parent.iterdir()] == ["items.csv"]
 
 
+def test_skip_writes_no_file_in_a_dry_run(items: Connection, csv_file: WriteFile) -> None:
+    path = csv_file("id\n1\nx\n")
+    result = import_csv(items, "items", path, on_error="skip", dry_run=True)
+    assert (result.rows, result.rejected, result.rejected_file) == (1, 1, None)
+    assert len(result.rejections) == 1
+    assert [each.name for each in path.parent.iterdir()] == ["items.csv"]
+
+
 @pytest.mark.parametrize("bad_of_ten", [1, 5, 10])
 def test_skip_finds_every_bad_row_among_many(
     items: Connection, csv_file: WriteFile, rows_of: ReadRows, bad_of_ten: int

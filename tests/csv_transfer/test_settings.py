@@ -50,8 +50,8 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert read_import_settings(path) == settings
 
 
-@pytest.mark.parametrize("text", ["", "- a list", "connection_settings: {host: x}\n"])
-def test_a_file_of_another_program_is_left_alone(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["", "# encoding: utf-8\n"])
+def test_an_empty_file_and_none_say_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "orders.yaml"
     path.write_text(text)
     assert read_import_settings(path) == ImportSettings()
@@ -59,12 +59,35 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"{}", ": no import settings"),
+        (b"- a list", ": no import settings"),
+        (b"connection_settings: {host: x}\n", ": 'connection_settings' is no import setting"),
+        (b"foo: 1\n", ": 'foo' is no import setting; known are has_headers, "),
+        (b"a: b\npassword: 'hunter2\n", ", line 3: not YAML"),
+        (b"name: \xff\n", ": not YAML"),
+    ],
+)
+def test_a_file_of_another_program_is_refused_with_the_remedy(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_import_settings(path)
+    assert str(caught.value).startswith(f"file {path}{told}")
+    assert str(caught.value).endswith("rename one of the two")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("delimiter: ','\nhas_header: true\n", "unknown key 'has_header'.*'has_headers'"),
+        ("delimiter: ','\nhas_header: true\n", "'has_header' is no import.*'has_headers'"),
+        ("has_header: true\n", "did you mean 'has_headers'"),
         ("has_headers: 1\n", "has_headers must be a bool, not 1"),
         ("delimiter: [1]\n", "delimiter must be a str"),
-        ("delimiter: '\n", "not YAML"),
         ("delimiter: ab\n", "delimiter: 'ab' is not one ASCII character"),
         ("quotechar: ''\n", "quotechar: '' is not one ASCII character"),
         ("encoding: nope\n", "encoding: unknown encoding: nope"),

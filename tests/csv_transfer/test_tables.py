@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from flask_pgmonkey.csv_transfer import CSVTransferError
 from flask_pgmonkey.csv_transfer.tables import TableName, find_column
 
 
@@ -16,11 +17,20 @@ from flask_pgmonkey.csv_transfer.tables import TableName, find_column
         ('"a""b"."c"', 'a"b', "c"),
         ('x"; DROP TABLE users; --', None, 'x"; DROP TABLE users; --'),
         ('"x', None, '"x'),
-        ("a.b.c", "a", "b.c"),
+        ('a."b.c"', "a", "b.c"),
     ],
 )
 def test_names_are_taken_as_they_are_written(text: str, schema: str | None, table: str) -> None:
     assert TableName.parse(text) == TableName(schema, table)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "a.", ".b", "a.b.c", '"a".', '"a".b.c', '"a"."b"."c"', "a..b"]
+)
+def test_what_names_no_table_is_refused(text: str) -> None:
+    with pytest.raises(CSVTransferError) as caught:
+        TableName.parse(text)
+    assert str(caught.value).startswith(f"{text!r} is not the name of a table; write ")
 
 
 def test_a_column_is_found_by_its_exact_name_first() -> None:

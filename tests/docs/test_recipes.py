@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ PROGRAMS = {
 }
 APPS = {
     "first_view",
+    "shop",
     "flask_database",
     "flask_factory",
     "fastapi_database",
@@ -116,6 +118,24 @@ def test_first_view_answers_users(
     assert response.json == {"users": [{"id": 1, "name": "Ada"}]}
     with recipe.app.app_context():
         recipe.db.clear_cache()
+
+
+def test_shop_runs_in_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text((RECIPES / "shop.py").read_text())
+    get_users = "import shop; print(shop.app.test_client().get('/users').text)"
+    init_db = ["-m", "flask", "--app", "shop", "init-db"]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-W", "error", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        for arguments in (init_db, init_db, ["-c", get_users])
+    ]
+    assert json.loads(runs[-1].stdout) == {"users": [{"id": 1, "name": "Ada"}]}
 
 
 def test_flask_with_a_module_level_database(

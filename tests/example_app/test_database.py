@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from flask import Flask
 
 from example_app import create_app
@@ -51,6 +55,33 @@ def test_init_db_may_run_twice_at_once(empty_desk: Flask) -> None:
     with ThreadPoolExecutor(2) as both:
         runs = [both.submit(fill) for _ in range(2)]
         assert sorted(run.result(timeout=30) for run in runs) == [0, 50]
+
+
+@pytest.mark.parametrize(
+    ("sync_settings", "words"),
+    [(None, "missing.yaml does not exist"), ({"statement_timeot": "7s"}, "statement_timeot")],
+)
+def test_a_config_that_cannot_be_used_is_one_line(
+    database: dict[str, Any], tmp_path: Path, sync_settings: dict[str, str] | None, words: str
+) -> None:
+    config = tmp_path / "missing.yaml"
+    if sync_settings is not None:
+        config = tmp_path / "refused.yaml"
+        content = {"connection_settings": database, "sync_settings": sync_settings}
+        config.write_text(yaml.safe_dump(content))
+        config.chmod(0o600)
+
+    run = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "example_app", "init-db"],
+        env={**os.environ, "FLASK_PGMONKEY_CONFIG": str(config)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (run.returncode, run.stdout) == (2, "")
+    assert words in run.stderr
+    assert run.stderr.count("\n") == 1
 
 
 def test_the_environment_names_the_database(
