@@ -43,7 +43,8 @@ class Context(dict[object, "HeldConnection"]):
     def __del__(self) -> None:
         # A teardown function that raises keeps Flask from calling those registered before it.
         if self.ended_push is None:
-            _end_all(self)
+            for held in self.values():
+                held.end_context()
 
 
 @dataclass(eq=False)
@@ -144,15 +145,21 @@ class HeldConnection:
             self.uses.pop()
 
     def _notice_request(self, request_context: Any) -> None:
-        """Note what a request finds that it did not begin itself."""
+        """Note that the queries are those of another request now."""
         self._request = request_context
-        for other in list(self._found_open):
+        for other in tuple(self._found_open):
             if not other._cv_tokens:  # a teardown function that raised kept its end from us
                 self.end_request(other, uses_of_caller=1)
-        if request_context is None or not _shares_app_context(request_context):
-            return
-        # Flask takes microseconds for each function that it calls at the end of every request: so
-        # only here, where nothing else tells that this one is over.
+        pushes = request_context._cv_tokens if request_context is not None else None
+        if pushes and pushes[0][1] is None:  # it shares an outer app context, and is not over
+            self._notice_guest(request_context)
+
+    def _notice_guest(self, request_context: Any) -> None:
+        """Note what a request finds that it did not begin itself, and have its end told.
+
+        Nothing else tells it. For all the others it is not worth the microseconds that Flask takes
+        at the end of each request for each function that it calls.
+        """
         request_tearing_down.connect(_roll_back_what_the_request_left, request_context.app)
         if request_context not in self._found_open:
             self._found_open[request_context] = self.conn is not None and (
@@ -200,7 +207,8 @@ class HeldConnection:
                 conn.ledger.owner.release(conn)
         # A connection's ledger goes on referring to this object.
         self._request = None
-        self._found_open.clear()
+        if self._found_open:
+            self._found_open.clear()
 
     def _end_what_is_open(self, conn: ServerConnection) -> None:
         if self._is_used_elsewhere(conn):
@@ -315,10 +323,6 @@ def release_what_the_context_holds(exc: BaseException | None) -> None:
     g = app_context.g
     context: Context = g.get(_ON_G) or g.setdefault(_ON_G, Context())
     context.ended_push = _current_push(app_context) or context
-    _end_all(context)
-
-
-def _end_all(context: Context) -> None:
     for held in list(context.values()):
         try:
             held.end_context()
@@ -359,12 +363,6 @@ def describe_context() -> str:
 
 def _describe_request(current: Request) -> str:
     return f"request {current.method} {current.path} (endpoint {current.endpoint})"
-
-
-def _shares_app_context(request_context: Any) -> bool:
-    """Whether a request that is not over began inside an app context, whose ``g`` is its too."""
-    pushes = request_context._cv_tokens
-    return bool(pushes) and pushes[0][1] is None
 
 
 def _current_push(app_context: Any) -> object:

@@ -127,7 +127,7 @@ class Cluster:
     def create(self, *initdb_options: str) -> None:
         """Run initdb beside the data directory and put the whole cluster in place at once."""
         for abandoned in self.data.parent.glob("initdb-*"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+            _remove(abandoned)
         unfinished = self._own(tempfile.mkdtemp(prefix="initdb-", dir=self.data.parent))
         command: list[str | Path] = [self.binaries / "initdb", "-D", unfinished, "-U", "postgres"]
         command += ["--encoding=UTF8", *initdb_options]
