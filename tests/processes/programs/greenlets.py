@@ -153,7 +153,7 @@ def a_connection_that_the_server_ended_is_replaced() -> None:
         with app.app_context():
             return int(db.fetch_value("SELECT pg_backend_pid() FROM pg_sleep(0.01)"))
 
-    for _ in range(10):
+    for _ in range(3):
         pids = {greenlet.get() for greenlet in [gevent.spawn(use) for _ in range(SIZE)]}
         with psycopg.connect(conninfo, autocommit=True) as conn:
             for pid in pids:
