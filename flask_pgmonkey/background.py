@@ -88,15 +88,12 @@ class Job(concurrent.futures.Future[T]):
 
     def start(self) -> None:
         """Run the coroutine; called on the loop."""
-        if self.cancelled():
-            self._note_end(self)
-            self._coro.close()
-            self.set_running_or_notify_cancel()
-            return
         self._task = self._loop.create_task(self._run(), name=self._name)
         self._task.add_done_callback(self._finish)
 
     async def _run(self) -> T:
+        if self.cancelled():
+            raise asyncio.CancelledError
         with self._context():
             return await self._coro
 
@@ -107,7 +104,7 @@ class Job(concurrent.futures.Future[T]):
     def _finish(self, task: asyncio.Task[T]) -> None:
         self._task = None
         self._note_end(self)
-        self._coro.close()  # for a task that exit cancelled before its first step
+        self._coro.close()  # it may never have begun
         if task.cancelled():
             super().cancel()
             self.set_running_or_notify_cancel()

@@ -241,16 +241,42 @@ def test_a_cancelled_job_ends_where_it_waits(db: PGMonkey) -> None:
 
 def test_a_job_cancelled_before_it_starts_never_runs(db: PGMonkey) -> None:
     async def block() -> None:
+        blocked.set()
         may_end.wait(10)
 
     async def run() -> None:
         ran.set()
 
-    may_end, ran = threading.Event(), threading.Event()
+    blocked, may_end, ran = threading.Event(), threading.Event(), threading.Event()
     blocking = db.background.submit(block())
+    assert blocked.wait(10)
     job = db.background.submit(run())
     assert job.cancel()
     may_end.set()
+    blocking.result(10)
+    assert concurrent.futures.wait([job], timeout=10).done == {job}
+    assert not ran.is_set()
+
+
+def test_a_job_cancelled_before_its_first_step_never_runs(db: PGMonkey) -> None:
+    async def block(blocked: threading.Event, may_end: threading.Event) -> None:
+        blocked.set()
+        may_end.wait(10)
+
+    async def run() -> None:
+        ran.set()
+
+    # Both jobs behind the first are tasks, in turn, by the time that the second blocks.
+    first, second = [(threading.Event(), threading.Event()) for _ in range(2)]
+    ran = threading.Event()
+    db.background.submit(block(*first))
+    assert first[0].wait(10)
+    blocking = db.background.submit(block(*second))
+    job = db.background.submit(run())
+    first[1].set()
+    assert second[0].wait(10)
+    assert job.cancel()
+    second[1].set()
     blocking.result(10)
     assert concurrent.futures.wait([job], timeout=10).done == {job}
     assert not ran.is_set()
