@@ -479,24 +479,27 @@ def test_a_transaction_cancelled_as_it_begins_gives_back(db: PGMonkey, observer:
             await tx.fetch_value("SELECT 1")
             await asyncio.sleep(60)
 
-    async def work() -> None:
-        # All connections are held, so the last one waits for its connection.
+    async def a_moment() -> None:
+        await asyncio.sleep(0.05)
+
+    async def hold_all_and_cancel_one_more() -> None:
         tasks = [asyncio.create_task(transact(n)) for n in range(MAX_SIZE)]
         await asyncio.to_thread(observer.wait_for, MAX_SIZE, "state = 'idle in transaction'")
-
-        async def a_moment() -> None:
-            await asyncio.sleep(0.05)
-
         await cancelled(transact(MAX_SIZE), a_moment)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        # And at every moment of a free one.
+
+    async def work() -> None:
+        await hold_all_and_cancel_one_more()
+        # At every moment of a free one. Before psycopg 3.3.7 some of these end a connection.
         for moment in range(60):
             task = asyncio.create_task(transact(0))
             await asyncio.sleep(moment / 20_000)
             task.cancel()
             await asyncio.wait([task])
+        observer.wait_until_idle()
+        await hold_all_and_cancel_one_more()
 
     asyncio.run(work())
     observer.wait_until_idle()
