@@ -98,7 +98,7 @@ def _fail_on_complaints(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     gc.collect()
     assert [
         record.getMessage()
-        for record in caplog.get_records("call")
+        for record in [*caplog.get_records("call"), *caplog.get_records("teardown")]
         if not record.name.startswith("flask_pgmonkey") and record.levelno >= logging.WARNING
     ] == []
 

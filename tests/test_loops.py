@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import psycopg
 import pytest
+from psycopg_pool import PoolTimeout
 
 from flask_pgmonkey import AsyncDatabase, PGConnectionManager
 
@@ -70,7 +71,7 @@ def _fail_on_complaints(caplog: pytest.LogCaptureFixture) -> Any:
     gc.collect()
     complaints = [
         record.getMessage()
-        for record in caplog.get_records("call")
+        for record in [*caplog.get_records("call"), *caplog.get_records("teardown")]
         if record.levelno >= logging.WARNING and "Executing" not in record.getMessage()
     ]
     assert complaints == []
@@ -205,6 +206,31 @@ def test_a_loop_that_stays_behind_in_a_thread_that_ended(
     finally:
         loop.close()
     assert manager.cache_info["size"] == 0
+
+
+def test_a_loop_that_stays_behind_while_its_pool_connects(
+    config: Config, sessions: Sessions, proxy: Callable[[str, int], Proxy]
+) -> None:
+    settings = config["connection_settings"]
+    between = proxy(settings["host"], int(settings["port"]))
+    settings.update(host=between.host, port=between.port, sslmode="disable", connect_timeout=60)
+    config["async_pool_settings"]["min_size"] = 1
+    manager = PGConnectionManager()
+
+    async def open_and_grow() -> None:
+        pool: Any = await manager.get_database_connection_from_dict(config, "async_pool")
+        async with pool:
+            between.deaf()
+            with pytest.raises(PoolTimeout):
+                await pool.borrow(timeout=0.1)
+
+    loop = asyncio.new_event_loop()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(loop.run_until_complete, open_and_grow()).result(10)
+    loop.close()
+    assert manager.cache_info["size"] == 0
+    between.drop_all()
+    sessions.wait_until_gone()
 
 
 def test_a_loop_left_and_run_again_opens_its_objects_again(

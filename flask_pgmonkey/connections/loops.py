@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
@@ -78,6 +78,23 @@ class _Keeper:
     def is_over(self) -> bool:
         """Whether the loop was closed, or its thread ended without closing it."""
         return self.loop.is_closed() or not (self.loop.is_running() or self._thread.is_alive())
+
+
+def with_inner_tasks(tasks: Iterable[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
+    """*tasks*, which are suspended, each followed by the task in which it waits: before Python
+    3.12 ``asyncio.wait_for`` makes one."""
+    return [one for task in tasks for one in (task, _inner_task(task)) if one is not None]
+
+
+def _inner_task(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
+    step: Any = task.get_coro()
+    while step is not None:
+        frame = getattr(step, "cr_frame", None)
+        if frame is not None and frame.f_code is asyncio.wait_for.__code__:
+            waited_for = frame.f_locals["fut"]
+            return waited_for if isinstance(waited_for, asyncio.Task) else None
+        step = getattr(step, "cr_await", None)
+    return None
 
 
 def abandon(task: asyncio.Task[Any]) -> None:

@@ -24,7 +24,7 @@ from psycopg_pool.pool_async import WaitingClient as AsyncWaitingClient
 
 from ..config import PoolSettings
 from .failures import can_pass, copy_for_waiter
-from .loops import abandon
+from .loops import abandon, with_inner_tasks
 from .opening import AsyncServerConnection, ServerConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -460,6 +460,27 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             task.cancel()
         await asyncio.wait(tasks, timeout=max(0.0, deadline - monotonic()))
 
+    async def _add_connection(self, attempt: object, growing: bool = False) -> None:
+        # As Pool._add_connection; of the loop's tasks, none is suspended while it holds the lock.
+        try:
+            conn = await self._connect()
+        except (Exception, asyncio.CancelledError) as error:
+            self._nconns -= 1
+            self._growing = self._growing and not growing
+            if isinstance(error, asyncio.CancelledError):
+                # The worker would log it and go on.
+                cast("asyncio.Task[Any]", asyncio.current_task()).cancel()
+                return
+            logger.warning("Could not connect to %s: %s", self.name, error)
+            if self._waiting:  # since the last attempt
+                self._maybe_grow_pool()
+            return
+        await self._add_to_pool(conn)
+        if growing:
+            self._growing = False
+            if self._nconns < self._min_size or self._waiting:
+                self._maybe_grow_pool()
+
     def finish(self) -> None:
         """Close the idle connections where no loop runs any more that could do it."""
         self._closed = True
@@ -470,36 +491,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             abandon(task)
 
     def tasks_of_its_own(self) -> list[asyncio.Task[Any]]:
-        """The workers and the scheduler."""
+        """The workers and the scheduler, with the tasks in which they wait."""
         if self._sched_runner is None:
             return []
-        # Before Python 3.12 the scheduler waits in a task of its own.
-        waiting_on = self._sched._event
-        return [
-            *self._workers,
-            self._sched_runner,
-            *(
-                task
-                for task in asyncio.all_tasks(self._sched_runner.get_loop())
-                if (frame := getattr(task.get_coro(), "cr_frame", None)) is not None
-                and frame.f_locals.get("self") is waiting_on
-            ),
-        ]
-
-    async def _add_connection(self, attempt: object, growing: bool = False) -> None:
-        try:
-            conn = await self._connect()
-        except (Exception, asyncio.CancelledError) as error:
-            self._nconns -= 1
-            self._growing = self._growing and not growing
-            # A cancelled worker ends when close_by stops it; raised, psycopg_pool would log it.
-            if not isinstance(error, asyncio.CancelledError):
-                logger.warning("Could not connect to %s: %s", self.name, error)
-                if self._waiting:  # since the last attempt
-                    self._maybe_grow_pool()
-            return
-        await self._add_to_pool(conn)
-        if growing:
-            self._growing = False
-            if self._nconns < self._min_size or self._waiting:
-                self._maybe_grow_pool()
+        return with_inner_tasks([*self._workers, self._sched_runner])

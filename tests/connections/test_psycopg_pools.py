@@ -27,8 +27,8 @@ NAMES_OF_PSYCOPG_POOL = {
     "_REQUESTS_WAIT_MS", "_add_connection", "_add_to_pool", "_check_open_getconn",
     "_close_connection", "_closed", "_connect", "_get_ready_connection", "_growing", "_lock",
     "_maybe_grow_pool", "_min_size", "_nconns", "_nconns_min", "_pool", "_return_connection",
-    "_sched", "_sched_runner", "_set_connection_expiry_date", "_signal_stop_worker", "_stats",
-    "_waiting", "_workers",
+    "_sched_runner", "_set_connection_expiry_date", "_signal_stop_worker", "_stats", "_waiting",
+    "_workers",
 }  # fmt: skip
 
 
@@ -41,7 +41,6 @@ def test_the_underscored_names_that_are_used_exist_in_psycopg_pool() -> None:
         pass
     for theirs in (pool, asyncio.run(open_async())):
         assert not {name for name in NAMES_OF_PSYCOPG_POOL if not hasattr(theirs, name)}
-        assert hasattr(theirs._sched, "_event")
         connection: Any = SimpleNamespace()
         theirs._set_connection_expiry_date(connection)
         assert connection._expire_at > 0
@@ -55,7 +54,7 @@ def test_no_other_underscored_names_are_used(name: str) -> None:
         for node in ast.walk(ast.parse(inspect.getsource(defined)))
         if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr)
     }
-    own = {*vars(defined), "_pid", "_event", "_expire_at"} - {"_add_connection"}
+    own = {*vars(defined), "_pid", "_expire_at"} - {"_add_connection"}
     assert used - own <= NAMES_OF_PSYCOPG_POOL
 
 
