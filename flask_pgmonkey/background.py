@@ -94,8 +94,10 @@ class Job(concurrent.futures.Future[T]):
     async def _run(self) -> T:
         if self.cancelled():
             raise asyncio.CancelledError
-        with self._context():
-            return await self._coro
+        context, coro = self._context, self._coro
+        del self  # else the traceback of a failure keeps the job, and its log line waits
+        with context():
+            return await coro
 
     def _cancel_task(self) -> None:
         if self._task is not None:
@@ -423,11 +425,12 @@ class _PinnedBlock:
 
     async def _hold(self) -> None:
         self._over = asyncio.get_running_loop().create_future()
-        async with self._block as transaction:
-            if self._begun.set_running_or_notify_cancel():
-                self._begun.set_result(transaction)
-            if not await self._over:
-                raise psycopg.Rollback
+        with suppress(psycopg.Rollback):  # psycopg lets it through where the connection is dead
+            async with self._block as transaction:
+                if self._begun.set_running_or_notify_cancel():
+                    self._begun.set_result(transaction)
+                if not await self._over:
+                    raise psycopg.Rollback
 
     def _set_over(self, commit: bool) -> None:
         if self._over is not None and not self._over.done():

@@ -6,7 +6,7 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cache, partial
 from time import monotonic
 from typing import Any, Literal, TypeAlias, cast, overload
@@ -351,18 +351,18 @@ class PGConnectionManager:
 
     def _take_all(
         self, state: _ProcessState
-    ) -> list[tuple[asyncio.AbstractEventLoop | None, SyncConnection | AsyncConnection]]:
-        taken = []
-        while state.cached:
-            key, cached = state.cached.popitem()
-            taken.append((key[2], cached))
-        return taken
+    ) -> Iterator[tuple[asyncio.AbstractEventLoop | None, SyncConnection | AsyncConnection]]:
+        # One after the other: what a caller that is cancelled did not close, it did not forget.
+        for key in list(state.cached):
+            cached = state.cached.pop(key, None)
+            if cached is not None:
+                yield key[2], cached
 
     def _forget_closed_loops(self) -> None:
         loops.finish_closed_loops()
         cached = self._state().cached
         for key in list(cached):
-            if key[2] is not None and key[2].is_closed():
+            if key[2] is not None and loops.has_ended(key[2]):
                 cached.pop(key, None)
 
     def _state(self) -> _ProcessState:

@@ -602,6 +602,32 @@ def test_killed_connections_are_replaced_unseen(db: PGMonkey, observer: Observer
     assert asyncio.run(db.aio.fetch_value("SELECT 42")) == 42
 
 
+def test_a_transaction_whose_connection_is_killed_raises_what_the_server_said(
+    db: PGMonkey,
+) -> None:
+    async def transact() -> None:
+        async with db.aio.transaction() as tx:
+            await tx.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        asyncio.run(transact())
+
+
+def test_a_transaction_whose_connection_is_killed_keeps_the_error_of_its_block(
+    db: PGMonkey, observer: Observer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def transact() -> None:
+        async with db.aio.transaction() as tx:
+            pid = await tx.fetch_value("SELECT pg_backend_pid()")
+            observer.conn.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(transact())
+    assert "error ignored in rollback" in caplog.text  # in psycopg's words
+    caplog.clear()
+
+
 def test_async_views_complain_of_nothing_in_a_process_of_their_own(config: dict[str, Any]) -> None:
     run = run_program(
         """

@@ -419,6 +419,28 @@ async def test_clearing_waits_for_no_borrower(case: AsyncCase, config_file: Path
     await case.wait_for_sessions(0)
 
 
+def test_clearing_that_is_cancelled_forgets_nothing_that_is_open(
+    async_case: AsyncCase, config_file: Path
+) -> None:
+    manager = PGConnectionManager()
+
+    async def clear_and_cancel() -> None:
+        manager.get_database_connection(config_file, "pool")
+        await manager.get_database_connection(config_file, "async_pool")
+        await manager.get_database_connection(config_file, "async")
+        clearing = asyncio.create_task(manager.clear_cache_async())
+        await asyncio.sleep(0)
+        clearing.cancel()
+        await asyncio.wait([clearing])
+        assert clearing.cancelled()
+        assert manager.cache_info["size"] == 2
+        await async_case.wait_for_sessions(2)
+        await manager.clear_cache_async()
+        await async_case.wait_for_sessions(0)
+
+    asyncio.run(clear_and_cancel())
+
+
 def test_sync_clearing_on_a_loop_with_async_objects_says_what_to_do(config_file: Path) -> None:
     manager = PGConnectionManager()
 

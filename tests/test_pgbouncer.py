@@ -8,16 +8,19 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from flask import Flask
 
-from flask_pgmonkey import Database, PGMonkey
+from flask_pgmonkey import Database, PGConnectionManager, PGMonkey
 
+from .proxy import Proxy
 from .servers import PrivateServer, make_open_folder
 
 _PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
@@ -37,7 +40,7 @@ class Bouncer:
             "[pgbouncer]\nlisten_addr = 127.0.0.1\n"
             f"listen_port = {self.port}\nunix_socket_dir =\nauth_type = scram-sha-256\n"
             f"auth_file = {folder / 'users.txt'}\npool_mode = transaction\n"
-            "default_pool_size = 2\nserver_login_retry = 1\n"
+            "default_pool_size = 2\nserver_login_retry = 1\nmax_client_conn = 3\n"
         )
         self.start()
 
@@ -99,3 +102,29 @@ def test_a_restarted_pgbouncer_is_found_again(bouncer: Bouncer) -> None:
     bouncer.start()
     assert db.fetch_value("SELECT 2") == 2
     db.close()
+
+
+def test_a_pgbouncer_that_is_full_is_waited_for(
+    bouncer: Bouncer, proxy: Callable[[str, int], Proxy]
+) -> None:
+    settings = bouncer.settings()
+    between = proxy("127.0.0.1", bouncer.port)
+    pool = PGConnectionManager().get_database_connection_from_dict(
+        {
+            "connection_settings": {**settings, "host": between.host, "port": between.port},
+            "pool_settings": {"timeout": 30},
+        },
+        "pool",
+    )
+    del settings["prepare_threshold"]
+    others = [psycopg.connect(**settings) for _ in range(2)]
+    with pool, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(pool.borrow)
+        deadline = time.monotonic() + 10
+        while between.count < 3:  # the second was refused
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for other in others:
+            other.close()
+        pool.release(waiting.result(30))
+    pool.disconnect()

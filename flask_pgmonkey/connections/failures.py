@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from copy import copy
 
 import psycopg
+
+from ..errors import PGMonkeyError
 
 # libpq gives no SQLSTATE for a failed connection, only the server's words (PQerrorMessage).
 _PASSES_BY_ITSELF = re.compile(
     r"starting up|shutting down|in recovery|not (?:yet )?accepting connections"
-    r"|too many clients|too many connections|connection slots"
-    r"|terminating connection|cannot connect to server|server login",
+    r"|too many clients|too many connections|connection slots|no more connections allowed"
+    r"|terminating connection|cannot connect to server|server login"
+    r"|SSL SYSCALL error|unexpected eof",
     re.IGNORECASE,
 )
 _SPOKEN_BY_SERVER_OR_TLS = re.compile(
@@ -32,11 +36,15 @@ def can_pass(error: BaseException) -> bool:
 
 def copy_for_waiter(error: Exception) -> Exception:
     """The same error as an object of its own, so that threads do not share one traceback."""
-    if not isinstance(error, psycopg.Error):
-        return error
-    copy = type(error)(*error.args, pgconn=error.pgconn)
-    copy.__cause__ = error.__cause__
-    return copy
+    own: Exception
+    if isinstance(error, psycopg.Error):
+        own = type(error)(*error.args, info=error.pgresult, pgconn=error.pgconn)
+    elif isinstance(error, PGMonkeyError):
+        own = copy(error)
+    else:
+        return error  # nobody knows how to make a second one
+    own.__cause__ = error.__cause__
+    return own
 
 
 def seconds(value: float) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Protocol
+from weakref import WeakSet
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -135,6 +136,7 @@ def require_own_loop(
 
 
 _keepers: dict[tuple[int, asyncio.AbstractEventLoop], _Keeper] = {}
+_left_behind: WeakSet[asyncio.AbstractEventLoop] = WeakSet()
 
 
 def end_with_running_loop(kept: EndsWithLoop) -> None:
@@ -144,6 +146,7 @@ def end_with_running_loop(kept: EndsWithLoop) -> None:
     key = os.getpid(), loop
     if key not in _keepers:
         _keepers[key] = _Keeper(loop)
+        _left_behind.discard(loop)
     if kept not in _keepers[key].kept:
         _keepers[key].kept.append(kept)
 
@@ -165,9 +168,15 @@ def finish_closed_loops() -> None:
     for key, keeper in list(_keepers.items()):
         if key[0] == pid and keeper.is_over():
             _keepers.pop(key, None)
+            _left_behind.add(keeper.loop)
             abandon(keeper.task)
             for kept in list(keeper.kept):
                 kept.finish()
+
+
+def has_ended(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether *loop* was closed, or was found left behind by :func:`finish_closed_loops`."""
+    return loop.is_closed() or loop in _left_behind
 
 
 def close_from_outside(
@@ -179,7 +188,8 @@ def close_from_outside(
         try:
             closing.result(max(0.0, deadline - monotonic()))
         except concurrent.futures.TimeoutError:
-            kept.finish()
+            if not loop.is_running():  # else it is busy, and closes when it comes to it
+                kept.finish()
     else:
         kept.finish()
 

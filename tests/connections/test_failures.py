@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 
@@ -26,6 +28,10 @@ PREFIX = 'connection failed: connection to server at "127.0.0.1", port 5432 fail
         'FATAL:  too many connections for database "app"',
         "FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute",
         "FATAL:  terminating connection due to administrator command",
+        "FATAL:  no more connections allowed (max_client_conn)",
+        "SSL SYSCALL error: EOF detected",
+        "SSL SYSCALL error: Connection reset by peer",
+        "SSL error: unexpected eof while reading",
         "connection timeout expired",
         "failed to resolve host 'db': [Errno -3] Temporary failure in name resolution",
     ],
@@ -62,5 +68,23 @@ def test_each_waiter_gets_an_error_of_its_own() -> None:
     copy = copy_for_waiter(error)
     assert copy is not error
     assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    assert copy.__cause__ is error.__cause__
+
+
+def test_what_each_waiter_gets_has_what_the_server_said(database: dict[str, Any]) -> None:
+    with psycopg.connect(**database) as conn, pytest.raises(psycopg.Error) as raised:
+        conn.execute("SELECT nothing")
+    copy = copy_for_waiter(raised.value)
+    assert isinstance(copy, psycopg.errors.UndefinedColumn)
+    assert copy.diag.message_primary == raised.value.diag.message_primary is not None
+
+
+def test_each_waiter_gets_an_error_of_ours_of_its_own() -> None:
+    error = ConfigError("sync_settings.work_mem: the server refuses it")
+    error.__cause__ = OSError("cause")
+    copy = copy_for_waiter(error)
+    assert copy is not error
+    assert type(copy) is ConfigError
     assert str(copy) == str(error)
     assert copy.__cause__ is error.__cause__
