@@ -18,19 +18,32 @@ db = PGMonkey(config="embedded", row_factory=namedtuple_row)
 HERE = Path(__file__).parent
 
 
+class SetupRefusedError(Exception):
+    """The database does not take the tables. The message says why, and what to do."""
+
+
 def init_db(orders: int = 200) -> int:
     """Create what is missing of the tables, customers, products and sample orders.
 
     :param orders: How many orders there should be in all. Existing orders stay.
     :returns: How many orders were added.
+    :raises SetupRefusedError: The user may not create tables here, or others are in the way.
     """
-    with db.transaction() as tx:
-        # Two who click at the same moment: the second waits and finds everything there.
-        tx.execute("SELECT pg_advisory_xact_lock(hashtext('example_app'))")
-        tx.execute((HERE / "schema.sql").read_bytes())
-        present: int = tx.fetch_value("SELECT count(*) FROM orders")
-        missing = max(0, orders - present)
-        tx.execute((HERE / "sample_orders.sql").read_bytes(), {"missing": missing})
+    try:
+        with db.transaction() as tx:
+            # Two who click at the same moment: the second waits and finds everything there.
+            tx.execute("SELECT pg_advisory_xact_lock(hashtext('example_app'))")
+            tx.execute((HERE / "schema.sql").read_bytes())
+            present: int = tx.fetch_value("SELECT count(*) FROM orders")
+            missing = max(0, orders - present)
+            tx.execute((HERE / "sample_orders.sql").read_bytes(), {"missing": missing})
+    except psycopg.OperationalError:
+        raise  # The database is down, which says nothing about the tables.
+    except psycopg.DatabaseError as error:
+        raise SetupRefusedError(
+            f"The database does not take the tables: {error.diag.message_primary}. Give the"
+            " orders desk an empty database that belongs to the user it connects as."
+        ) from error
     return missing
 
 
@@ -63,6 +76,6 @@ def init_db_command(orders: int) -> None:
     try:
         with refusing_in_one_line():
             added = init_db(orders)
-    except (psycopg.OperationalError, PGMonkeyError) as error:
+    except (psycopg.OperationalError, PGMonkeyError, SetupRefusedError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"The orders desk is ready: {added:,} sample orders added.")

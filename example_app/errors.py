@@ -9,10 +9,13 @@ from werkzeug.exceptions import HTTPException
 
 from flask_pgmonkey import PGMonkeyError
 
+from .database import SetupRefusedError
+
 
 def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, show_http_error)
     app.register_error_handler(psycopg.errors.UndefinedTable, offer_to_create_tables)
+    app.register_error_handler(SetupRefusedError, show_refused_setup)
     app.register_error_handler(psycopg.OperationalError, show_database_down)
     app.register_error_handler(PGMonkeyError, show_database_down)
 
@@ -28,6 +31,11 @@ def offer_to_create_tables(error: psycopg.errors.UndefinedTable) -> ResponseRetu
     if wants_json():
         return {"error": "The tables are missing. Run: flask --app example_app init-db"}, 503
     return render_template("setup.html"), 503
+
+
+def show_refused_setup(error: SetupRefusedError) -> ResponseReturnValue:
+    title = "The tables cannot be created"
+    return render_template("error.html", title=title, text=str(error)), 503
 
 
 def show_database_down(error: Exception) -> ResponseReturnValue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import psycopg
@@ -43,6 +44,11 @@ _LAST_CHECKED, _ITS_VALUES = (
 _IMPOSSIBLE = "?"
 
 
+def is_connection_string(text: str) -> bool:
+    """Whether *text* is meant as a URI or a ``key=value`` string, of any kind, right or wrong."""
+    return "://" in text or re.search(r"\b(?:host|dbname|\w*passw\w*)\s*=", text) is not None
+
+
 def parse_uri(uri: str) -> dict[str, str] | None:
     """Split a ``postgresql://`` URI into its options, or give None if that cannot be done safely.
 
@@ -62,6 +68,18 @@ def parse_uri(uri: str) -> dict[str, str] | None:
         "@" in options.get(key, "") for key in ("host", "dbname")
     )
     return None if in_wrong_place or "?" in credentials else options
+
+
+def unknown_parameters(uri: str) -> list[str]:
+    """Name the parameters after the ``?`` of *uri* that libpq does not know.
+
+    It names nothing where a part of a password that is not percent-encoded could be among them.
+    """
+    query = uri.partition("?")[2]
+    names = [part.partition("=")[0] for part in query.split("&") if part != "ssl=true"]
+    if "@" in query or not PASSWORD_KEYWORDS.isdisjoint(names):
+        return []
+    return [name for name in names if name not in KEYWORDS and re.fullmatch(r"[A-Za-z_]+", name)]
 
 
 def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:

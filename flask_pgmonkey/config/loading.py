@@ -16,8 +16,8 @@ import yaml
 
 from ..errors import ConfigError
 from .interpolation import KeyPath, References, dotted, looks_like_reference
-from .libpq import URI_SCHEMES, parse_uri
-from .redaction import DEEPEST_NESTING, is_literal_secret_key
+from .libpq import URI_SCHEMES, is_connection_string, parse_uri
+from .redaction import is_literal_secret_key
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -60,7 +60,7 @@ def load_config(
     config = unwrap(read_file(file), f"file {file}", stacklevel=3)
     if not resolve_env:
         return config
-    references = References(f"file {file}", file.parent, allow_sensitive_defaults)
+    references = References(f"file {file}", file.parent.absolute(), allow_sensitive_defaults)
     return references.resolve_mapping(config)
 
 
@@ -97,7 +97,7 @@ def read_file(file: Path) -> dict[str, Any]:
     """Parse *file* and warn, once in each process, about its permissions."""
     content, mode = _read_bytes(file)
     config = _parse(_decode(content, file), file)
-    _warn_about_permissions(file, mode, any(_literal_secrets(config)))
+    _warn_about_permissions(file, mode, any(_literal_secrets(config, set())))
     return config
 
 
@@ -131,7 +131,12 @@ def _parse(text: str, file: Path) -> dict[str, Any]:
     line = 0
     try:
         loader = _Loader(text)
-        if (root := loader.get_single_node()) is not None:
+        if loader.check_node() and (root := loader.get_node()) is not None:
+            if loader.check_node():
+                raise ConfigError(
+                    f"file {file} holds a second YAML document; keep one of them, and remove the "
+                    "line --- between them."
+                )
             _refuse_duplicate_keys(root, file)
             config = loader.construct_document(root)
     except yaml.reader.ReaderError as error:
@@ -217,13 +222,18 @@ def _shell(command: str, file: Path) -> str:
     return f"{command} {shlex.quote(str(file))}"
 
 
-def _literal_secrets(config: object, depth: int = 0) -> Iterator[str]:
-    """Yield the keys that hold a secret itself, not a path or a reference to one."""
-    if not isinstance(config, Mapping) or depth > DEEPEST_NESTING:
+def _literal_secrets(config: object, seen: set[int]) -> Iterator[str]:
+    """Yield the keys that hold a secret itself, not a path or a reference to one.
+
+    :param seen: the mappings already visited: YAML's aliases can make one a part of itself, or
+        of so many others that the walk would never end.
+    """
+    if not isinstance(config, Mapping) or id(config) in seen:
         return
+    seen.add(id(config))
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _literal_secrets(value, depth + 1)
+            yield from _literal_secrets(value, seen)
         elif value in (None, "") or looks_like_reference(value) or not is_literal_secret_key(key):
             continue
         elif key == "uri":
@@ -241,7 +251,7 @@ def path_of(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path)
     if not text:
         raise ConfigError("The path of the config file is empty.")
-    if "://" in text or re.search(r"\b(?:host|dbname|passw\w*)\s*=", text):
+    if is_connection_string(text):
         raise ConfigError(
             "Expected the path of a YAML file, a mapping or a URI that begins with "
             f"{URI_SCHEMES[0]}, not another kind of connection string."

@@ -67,10 +67,8 @@ def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
         path = (section, keyword)
         if keyword in settings:
             origin = _origin(config, path)
-        elif keyword in in_uri:
-            origin = "URI"
         elif keyword in kwargs:
-            origin = "default"
+            origin = "URI" if keyword in in_uri else "default"
         elif environment.get(keyword) == in_use[keyword]:
             origin = f"environment {ENVIRONMENT_VARIABLES[keyword]}"
         else:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .libpq import ENVIRONMENT_VARIABLES, effective_options
+from .redaction import redacted_value
 from .validation import (
     CONNECTION_TYPES,
     connection_option,
@@ -161,7 +162,8 @@ def check_config(
 ) -> None:
     """Validate a config without resolving its references, whose values are not checked.
 
-    Parameters and errors are those of :func:`read_config`.
+    Parameters and errors are those of :func:`read_config`. Where a reference could change what
+    libpq thinks of the other connection settings, it is not asked.
     """
     written = read_written(source, resolve_env, allow_sensitive_defaults, origin)
     _validated(written.without_references())
@@ -202,7 +204,7 @@ def _validated(written: WrittenConfig) -> Config:
         for section in ("sync_settings", "async_settings")
     }
     connection = _connection_settings(written)
-    effective = _accepted_by_libpq(connection, written)
+    effective = _accepted_by_libpq(connection, written) if written.is_whole else {}
     kwargs = connection.kwargs()
     if "connect_timeout" not in effective:
         kwargs["connect_timeout"] = CONNECT_TIMEOUT
@@ -285,9 +287,14 @@ def _connection_settings(written: WrittenConfig) -> ConnectionSettings:
     autocommit = settings.pop("autocommit", None)
     threshold = settings.pop("prepare_threshold", None)
     uri = settings.pop("uri", None)
+    from_uri = uri_options(uri) if uri else {}
+    own = {name: connection_option(setting, name) for name, setting in settings.items()}
+    if "host" in own and not from_uri.get("port", "").strip(","):
+        # For a URI with several hosts and no port, libpq writes the ports as mere commas.
+        from_uri.pop("port", None)
     return ConnectionSettings(
-        from_uri=uri_options(uri) if uri else {},
-        own={name: connection_option(setting, name) for name, setting in settings.items()},
+        from_uri=from_uri,
+        own=own,
         autocommit=switch(autocommit) if autocommit else False,
         preparing={"prepare_threshold": executions_or_off(threshold)} if threshold else {},
     )
@@ -318,7 +325,14 @@ def _target(effective: Mapping[str, str]) -> str:
     ports = effective.get("port", "").split(",")
     if len(ports) == 1:
         ports *= len(hosts)
+    # Brackets as in a URI: an IPv6 address has colons of its own.
+    hosts = [f"[{host}]" if ":" in host and host[0] != "/" else host for host in hosts]
     servers = ",".join(
         f"{host}:{port}" if port else host for host, port in zip(hosts, ports, strict=True)
     )
-    return f"{effective.get('user', '')}@{servers}/{effective.get('dbname', '')}"
+    # The environment and the service file may hold a connection string in the wrong place.
+    user, servers, dbname = (
+        redacted_value("", part)
+        for part in (effective.get("user", ""), servers, effective.get("dbname", ""))
+    )
+    return f"{user}@{servers}/{dbname}"

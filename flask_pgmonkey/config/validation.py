@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from .interpolation import KeyPath, dotted, looks_like_reference
-from .libpq import KEYWORDS, URI_SCHEMES, parse_uri
+from .libpq import KEYWORDS, URI_SCHEMES, is_connection_string, parse_uri, unknown_parameters
 from .loading import type_name
 from .redaction import is_secret_key
 
@@ -51,6 +51,8 @@ _WHOLE_NUMBER_KEYWORDS = frozenset(
 _SWITCH_KEYWORDS = frozenset(
     {"keepalives", "sslcompression", "sslsni", "gssdelegation", "replication"}
 )
+# What logs show of a connection.
+_IN_TARGET = frozenset({"host", "hostaddr", "user", "dbname"})
 # Connection keywords that are server settings as well.
 _ALSO_SERVER_SETTINGS = frozenset({"application_name", "client_encoding", "port"})
 _OTHER_NAMES = {
@@ -63,6 +65,7 @@ _OTHER_NAMES = {
     "url": "uri",
     "conninfo": "uri",
     "pool_size": "max_size",
+    "ssl": "sslmode",
 }
 _SWITCH_WORDS: dict[str | int, bool] = {
     **dict.fromkeys(("true", "on", "yes", "1", 1), True),
@@ -113,18 +116,20 @@ def _unknown_key(origin: str, section: tuple[str, ...], key: object) -> str:
     for home in SECTIONS[:3]:
         if _belongs(key, home):
             return f"{place} does not belong here; move it to {home}."
-    import difflib
-
     at_home: Collection[str] = ("connection_type", *SECTIONS)
     if section:
         at_home = CONNECTION_KEYS if section[0] == "connection_settings" else POOL_KEYS
-    if nearest := _OTHER_NAMES.get(key) or next(
-        iter(difflib.get_close_matches(key.lower(), at_home, n=1, cutoff=0.75)), None
-    ):
+    if nearest := _OTHER_NAMES.get(key) or _nearest(key, at_home):
         return f"{place} is not a known key; did you mean {nearest}?"
     if section == ("connection_settings",):
         return f"{place} is not a known key; settings of the server belong in sync_settings."
     return f"{place} is not a known key; known are {', '.join(at_home)}."
+
+
+def _nearest(key: str, names: Collection[str]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.75)), None)
 
 
 class Setting(NamedTuple):
@@ -250,18 +255,28 @@ def connection_option(setting: Setting, keyword: str) -> str:
         return str(int(setting.value))
     if keyword in _WHOLE_NUMBER_KEYWORDS:
         return str(whole_number(setting))
-    written = text(setting)
     if keyword == "port":
-        _check_ports(setting, written)
-    elif written.startswith(URI_SCHEMES):
+        return _ports(setting)
+    written = text(setting)
+    if written.lstrip().startswith(URI_SCHEMES):
         raise ConfigError(f"{setting.place} holds a URI; move it to connection_settings.uri.")
+    if keyword in _IN_TARGET and (is_connection_string(written) or re.search(r"\w:.*@", written)):
+        raise ConfigError(
+            f"{setting.place} holds a connection string; write each of its parts under its own "
+            "key, or a URI under connection_settings.uri."
+        )
     return written
 
 
-def _check_ports(setting: Setting, ports: str) -> None:
+def _ports(setting: Setting) -> str:
+    expected = "a port from 1 to 65535, or one for each host with commas between"
+    if isinstance(setting.value, bool):
+        raise setting.error(expected)
+    ports = text(setting)
     for port in filter(None, ports.split(",")):
         if not re.fullmatch(r"\s*[0-9]{1,5}\s*", port) or not 1 <= int(port) <= 65535:
-            raise setting.error("a port from 1 to 65535, or one for each host with commas between")
+            raise setting.error(expected)
+    return ports
 
 
 def uri_options(setting: Setting) -> dict[str, str]:
@@ -270,6 +285,12 @@ def uri_options(setting: Setting) -> dict[str, str]:
     if not uri.startswith(URI_SCHEMES):
         raise ConfigError(f"{setting.place} must begin with {URI_SCHEMES[0]}.")
     options = parse_uri(uri)
+    if options is None and (unknown := unknown_parameters(uri)):
+        nearest = _OTHER_NAMES.get(unknown[0]) or _nearest(unknown[0], KEYWORDS)
+        remedy = f"did you mean {nearest}?" if nearest in KEYWORDS else "remove it."
+        raise ConfigError(
+            f"{setting.place} has a parameter that libpq does not know, {unknown[0]}; {remedy}"
+        )
     if options is None:
         raise ConfigError(
             f"{setting.place} is not a valid URI; percent-encode special characters in its user "

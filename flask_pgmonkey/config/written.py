@@ -21,7 +21,8 @@ from .loading import logger, path_of, read_file, type_name, unwrap, warn_if_read
 from .redaction import is_secret_key
 from .validation import Setting, check_keys
 
-_SERVERS = ("uri", "host", "hostaddr", "port")
+# libpq weighs the connection settings against each other, but for these.
+_NEVER_WEIGHED = ("dbname", "password", "autocommit", "prepare_threshold")
 
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -32,6 +33,7 @@ class WrittenConfig(NamedTuple):
     :param kind: ``file``, ``mapping`` or ``URI``.
     :param sections: the five sections, without empty values.
     :param references: None where ``resolve_env`` is off.
+    :param is_whole: whether nothing is left out that libpq weighs against the rest.
     """
 
     origin: str
@@ -39,6 +41,7 @@ class WrittenConfig(NamedTuple):
     connection_type: Any
     sections: dict[str, dict[str, Any]]
     references: References | None
+    is_whole: bool = True
 
     def __repr__(self) -> str:
         return f"<WrittenConfig from {self.origin}>"
@@ -125,13 +128,12 @@ class WrittenConfig(NamedTuple):
             section: {name: value for name, value in content.items() if not is_reference(value)}
             for section, content in self.sections.items()
         }
-        # Hosts and ports have to match in number, so they are checked together or not at all.
-        if any(is_reference(self.sections["connection_settings"].get(name)) for name in _SERVERS):
-            for name in _SERVERS:
-                sections["connection_settings"].pop(name, None)
+        left_out = self.sections["connection_settings"].keys() - sections["connection_settings"]
         is_literal = not is_reference(self.connection_type)
         return self._replace(
-            connection_type=self.connection_type if is_literal else None, sections=sections
+            connection_type=self.connection_type if is_literal else None,
+            sections=sections,
+            is_whole=left_out <= set(_NEVER_WEIGHED),
         )
 
     def warn_about_lookalikes(self) -> None:
@@ -175,7 +177,7 @@ def read_written(
         kind, content = "URI", {"connection_settings": {"uri": source}}
     elif isinstance(source, (str, os.PathLike)):
         file = path_of(source)
-        kind, content, folder = "file", read_file(file), file.parent
+        kind, content, folder = "file", read_file(file), file.parent.absolute()
         origin = f"{origin}, file {file}" if origin else f"file {file}"
     else:
         raise ConfigError(

@@ -65,6 +65,38 @@ def test_a_uri_that_libpq_cannot_read_says_to_percent_encode() -> None:
         read_config("postgresql://app:hun@ter2@db/shop")
 
 
+@pytest.mark.parametrize(
+    ("parameter", "words"),
+    [
+        ("schema=ter2", "schema; remove it"),
+        ("sslmode=require&pgbouncer=ter2", "pgbouncer; remove it"),
+        ("ssl=true&schema=ter2", "schema; remove it"),
+        ("ssl=ter2", "ssl; did you mean sslmode"),
+        ("sslmod=ter2", "sslmod; did you mean sslmode"),
+        ("pool_size=5", "pool_size; remove it"),
+    ],
+)
+def test_a_parameter_that_libpq_does_not_know_is_named(parameter: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(f"postgresql://app:hunter2@db/shop?{parameter}")
+    assert f"uri has a parameter that libpq does not know, {words}" in str(caught.value)
+    assert "ter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://app:hun?ter2=a@db/shop",
+        "postgresql://app:hun?a&ter2&b@db/shop",
+        "postgresql://db?password=hun&ter2=a",
+    ],
+)
+def test_a_piece_of_a_password_is_not_taken_for_a_parameter(uri: str) -> None:
+    with pytest.raises(ConfigError, match="percent-encode") as caught:
+        read_config(uri)
+    assert "ter2" not in str(caught.value)
+
+
 def config_or_error(uri: str) -> str:
     try:
         return repr(read_config(uri))

@@ -107,13 +107,19 @@ def test_a_duplicate_key_is_an_error_with_its_line(path: Path, text: str, line: 
         ('connection_settings:\n  password: "hunter2\n', 3),
         ('connection_settings:\n  password: "\\hunter2"\n', 2),
         ("connection_settings:\n  password: [hunter2\n", 3),
-        ("a: 1\n--- \nb: hunter2\n", 2),
         ("connection_settings:\n  password: hunter2\x07\n", 2),
     ],
 )
 def test_a_syntax_error_names_the_line_and_quotes_nothing(path: Path, text: str, line: int) -> None:
     message = error_of(write(path, text))
     assert f", line {line}: not valid YAML" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("text", ["a: 1\n--- \nb: hunter2\n", "a: 1\n---\n", "---\n---\na: 1\n"])
+def test_a_second_document_is_an_error_that_says_so(path: Path, text: str) -> None:
+    message = error_of(write(path, text))
+    assert "holds a second YAML document" in message
     assert "hunter2" not in message
 
 
@@ -246,3 +252,21 @@ def test_a_file_is_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     load_config(path)
     load_config(path)
     assert len(caplog.messages) == 1
+
+
+def test_a_file_whose_aliases_multiply_is_read_at_once(path: Path) -> None:
+    lines = ["a0: &a0 {host: a}"]
+    for level in range(1, 25):
+        aliases = ", ".join(f"k{number}: *a{level - 1}" for number in range(9))
+        lines.append(f"a{level}: &a{level} {{{aliases}}}")
+    write(path, "\n".join(lines))
+    with pytest.raises(ConfigError, match="a0 is not a known key"):
+        read_config(path)
+
+
+def test_a_mapping_that_contains_itself_is_searched_for_secrets_once(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(path, "a: &a\n  b: *a\n  password: hunter2\n", 0o644)
+    assert load_config(path)["a"]["password"] == "hunter2"
+    assert caplog.text.count("chmod 600") == 1

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from flask_pgmonkey.config import ConfigSource, PoolSettings, check_config, read_config
+from flask_pgmonkey.config.libpq import KEYWORDS
 from flask_pgmonkey.errors import ConfigError, EnvInterpolationError
 
 
@@ -101,6 +102,26 @@ def test_the_other_keys_override_the_uri() -> None:
     assert "uri" not in kwargs
 
 
+def test_another_host_overrides_the_hosts_of_a_uri_without_ports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"uri": "postgresql://app@h1,h2/shop", "host": "x"}
+    config = read_config({"connection_settings": settings})
+    assert config.target == "app@x:5432/shop"
+    monkeypatch.setenv("DATABASE_URL", "postgresql://app@h1,h2/shop")
+    settings["uri"] = "${DATABASE_URL}"
+    config = read_config({"connection_settings": settings}, resolve_env=True)
+    assert config.connect_kwargs() == {
+        "user": "app",
+        "host": "x",
+        "dbname": "shop",
+        "connect_timeout": "3",
+    }
+    settings.pop("host")
+    config = read_config({"connection_settings": settings}, resolve_env=True)
+    assert config.target == "app@h1,h2/shop"
+
+
 def test_the_arguments_are_fresh_at_each_call_and_leave_autocommit_out() -> None:
     config = read_config({"connection_settings": {"autocommit": "on", "prepare_threshold": "7"}})
     kwargs = config.connect_kwargs()
@@ -125,7 +146,9 @@ def test_the_default_timeout_gives_way_to_the_environment(monkeypatch: pytest.Mo
         ({"user": "u", "host": "a,b", "port": 1, "dbname": "d"}, "u@a:1,b:1/d"),
         ({"user": "u", "host": "a,b", "port": "1,2", "dbname": "d"}, "u@a:1,b:2/d"),
         ({"user": "u", "host": "/run/pg", "dbname": "d"}, "u@/run/pg:5432/d"),
-        ({"user": "u", "hostaddr": "::1"}, "u@::1:5432/u"),
+        ({"user": "u", "hostaddr": "::1"}, "u@[::1]:5432/u"),
+        ({"user": "u", "host": "/run/a:b,::1", "port": "1,2"}, "u@/run/a:b:1,[::1]:2/u"),
+        ({"user": "a@b", "host": "@abstract"}, "a@b@@abstract:5432/a@b"),
         ({"user": "u"}, "u@[local]:5432/u"),
     ],
 )
@@ -139,6 +162,24 @@ def test_the_target_fills_in_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     for name, value in (("HOST", "db"), ("PORT", "77"), ("USER", "app"), ("DATABASE", "shop")):
         monkeypatch.setenv(f"PG{name}", value)
     assert read_config({}).target == "app@db:77/shop"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PGDATABASE", "host=x password=hunter2"),
+        ("PGHOST", " postgresql://u:hunter2@h/d"),
+        ("PGHOST", "postgresql://u:hun,ter2@h/d"),
+        ("PGUSER", "user=u password=hunter2"),
+    ],
+)
+def test_the_target_shows_no_secret_that_strayed_into_the_environment(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    target = read_config({}).target
+    assert "ter2" not in target
+    assert "REDACTED" in target
 
 
 def test_the_async_types_use_their_own_sections() -> None:
@@ -399,6 +440,55 @@ def test_a_config_can_be_checked_before_its_references_can_be_resolved() -> None
             check_config({**written, **wrong}, resolve_env=True)
     with pytest.raises(ConfigError, match=r"connection_type .*resolve_env is off"):
         check_config(written)
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment"),
+    [
+        ({"sslnegotiation": "direct", "sslmode": "${MODE}"}, {}),
+        ({"sslnegotiation": "direct", "uri": "${DATABASE_URL}"}, {}),
+        ({"sslrootcert": "system", "sslmode": "${MODE}"}, {"PGSSLMODE": "prefer"}),
+        ({"ssl_max_protocol_version": "TLSv1.1", "ssl_min_protocol_version": "${VERSION}"}, {}),
+        ({"host": "${HOSTS}"}, {"PGPORT": "1,2"}),
+    ],
+)
+def test_what_is_right_with_its_references_is_right_without_them(
+    settings: dict[str, str], environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not settings.keys() <= KEYWORDS | {"uri"}:
+        settings = {"sslmode": "${MODE}"}  # This libpq knows less.
+    environment = {
+        **environment,
+        "MODE": "verify-full",
+        "DATABASE_URL": "postgresql://u@h/db?sslmode=require",
+        "VERSION": "TLSv1",
+        "HOSTS": "h1,h2",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    read_config({"connection_settings": settings}, resolve_env=True)
+    check_config({"connection_settings": settings}, resolve_env=True)
+
+
+def test_a_password_that_is_a_reference_leaves_the_rest_to_libpqs_judgement() -> None:
+    settings = {"password": "${NOT_SET}", "dbname": "${NOT_SET}", "sslmode": "requier"}
+    with pytest.raises(ConfigError, match=r"connection_settings\.sslmode"):
+        check_config({"connection_settings": settings}, resolve_env=True)
+
+
+def test_a_secret_beside_the_config_file_stays_within_reach_in_another_folder(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    write(folder / "conf" / "secret", "pw")
+    write(
+        folder / "conf" / "db.yaml", {"connection_settings": {"password": {"from_file": "secret"}}}
+    )
+    (folder / "elsewhere").mkdir()
+    config = read_config("conf/db.yaml", resolve_env=True)
+    monkeypatch.chdir("elsewhere")
+    assert config.connect_kwargs()["password"] == "pw"
+    again = read_config("../conf/db.yaml", resolve_env=True)
+    assert again.connect_kwargs()["password"] == "pw"
 
 
 @pytest.mark.parametrize("defaults", [{"connection_settings": {"password": "${NOT_SET:-pw}"}}])

@@ -108,7 +108,7 @@ def test_connection_values_arrive_as_libpq_takes_them(
         ({"port": 65536}, "not 65536"),
         ({"port": "x"}, "not 'x'"),
         ({"port": "1,2,3", "host": "a,b"}, "connection_settings.port: could not match"),
-        ({"port": True}, "port must be text"),
+        ({"port": True}, "port must be a port from 1 to 65535"),
         ({"user": False}, "user must be text; put the value in quotes"),
         ({"host": ["a", "b"]}, "host must be text or a number, not a list"),
         ({"host": {"a": 1}}, "host must be text or a number, not a mapping"),
@@ -136,6 +136,13 @@ def test_connection_values_arrive_as_libpq_takes_them(
         ({"prepare_threshold": -1}, "prepare_threshold must be a whole number of at least 0"),
         ({"dbname": "postgresql://a:hunter2@b/c"}, "dbname holds a URI"),
         ({"host": "postgres://a:hunter2@b/c"}, "host holds a URI"),
+        ({"host": " postgresql://a:hunter2@b/c"}, "host holds a URI"),
+        ({"host": "postgresql+psycopg://a:hunter2@b/c"}, "host holds a connection string"),
+        ({"host": "a:hunter2@b"}, "host holds a connection string"),
+        ({"hostaddr": "mysql://a:hunter2@b"}, "hostaddr holds a connection string"),
+        ({"user": "a:hunter2@b"}, "user holds a connection string"),
+        ({"dbname": "host=b password=hunter2"}, "dbname holds a connection string"),
+        ({"dbname": "sslpassword = hunter2"}, "connection_settings.uri"),
     ],
 )
 def test_a_connection_value_that_cannot_work_is_an_error(

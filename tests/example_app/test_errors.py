@@ -3,12 +3,17 @@ from __future__ import annotations
 import logging
 import re
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from flask import Flask
 
 from example_app import create_app
+from example_app.database import db
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 
 def test_without_tables_the_app_offers_to_create_them(empty_desk: Flask) -> None:
@@ -21,6 +26,38 @@ def test_without_tables_the_app_offers_to_create_them(empty_desk: Flask) -> None
     form = dict(re.findall(r'name="(\w+)" value="([^"]+)"', page.text))
     assert client.post("/setup", data=form).location == "/"
     assert "Hana Nováková" in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "words"),
+    [
+        ("REVOKE CREATE ON SCHEMA public FROM PUBLIC", "permission denied for schema public"),
+        ("CREATE TABLE users (id integer PRIMARY KEY)", "does not exist"),
+    ],
+)
+def test_a_database_that_does_not_take_the_tables_is_told_with_a_remedy(
+    database: dict[str, Any], obstacle: LiteralString, words: str
+) -> None:
+    with psycopg.connect(**database, autocommit=True) as owner:
+        owner.execute("GRANT ALL ON SCHEMA public TO PUBLIC")
+        owner.execute(obstacle)
+        owner.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")
+    # Not a superuser, and owner of nothing here.
+    config = {"connection_settings": database, "sync_settings": {"role": "pg_monitor"}}
+    desk = create_app({"PGMONKEY_CONFIG": config})
+
+    command = desk.test_cli_runner().invoke(args=["init-db"])
+    client = desk.test_client()
+    form = dict(re.findall(r'name="(\w+)" value="([^"]+)"', client.get("/").text))
+    page = client.post("/setup", data=form)
+
+    assert (command.exit_code, page.status_code) == (1, 503)
+    assert command.output.count("\n") == 1
+    for told in (command.output, page.text):
+        assert words in told
+        assert "an empty database that belongs to the user" in told
+    with desk.app_context():
+        db.clear_cache()
 
 
 def test_while_the_database_is_down_every_page_says_so_and_no_page_says_more(
