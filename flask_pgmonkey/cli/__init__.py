@@ -6,6 +6,7 @@ Flask loads this module for every ``flask --help``, so the commands are imported
 from __future__ import annotations
 
 import errno
+import re
 from importlib import import_module
 from typing import Any
 
@@ -60,7 +61,8 @@ class CommandGroup(click.Group):
             return super().invoke(ctx)
         except click.UsageError as error:
             path = (error.ctx or ctx).command_path
-            raise WrongUsage(f"{error.format_message()} (see {path} --help)") from error
+            message = without_uris(error.format_message())
+            raise WrongUsage(f"{message} (see {path} --help)") from error
         except ConfigError as error:
             raise WrongUsage(one_line(error)) from error
         except (PGMonkeyError, psycopg.Error) as error:
@@ -74,6 +76,11 @@ class CommandGroup(click.Group):
 def one_line(error: BaseException) -> str:
     """The text of *error* without its line breaks; its type where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def without_uris(text: str) -> str:
+    """*text* with only the scheme of each URI in it: what was typed may hold a password."""
+    return re.sub(r"://\S+?(?=['\")]*\.?(?:\s|$))", "://…", text)
 
 
 @click.group(cls=CommandGroup, short_help="Test, configure and fill PostgreSQL databases.")

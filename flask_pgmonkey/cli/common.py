@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config import Config, ConfigSource, read_config
+from ..config.libpq import URI_SCHEMES
+from ..config.loading import path_of
 from ..connections import Configure
 from ..connections.opening import ServerConnection
 from ..extension import PGMonkey
-from . import WrongUsage
+from . import WrongUsage, without_uris
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -30,7 +32,7 @@ class Target:
     """A database that a command works on."""
 
     name: str
-    """The bind's name, or the path that ``--config`` gave."""
+    """The bind's name, or the path that ``--config`` gave; ``URI`` if that was one."""
     source: ConfigSource
     resolve_env: bool
     allow_sensitive_defaults: bool
@@ -59,9 +61,12 @@ class Target:
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         """A new psycopg connection, outside autocommit, with ``sync_settings`` applied.
 
-        As a context manager it commits on success, rolls back on an exception, and closes.
+        It speaks UTF-8: with SQL_ASCII, which the database or PGCLIENTENCODING may ask for, psycopg
+        would give bytes for text. As a context manager it commits on success, rolls back on an
+        exception, and closes.
         """
         connection = ServerConnection.open(self.config, self.config.sync_settings, None, None)
+        connection.execute("SET client_encoding TO 'UTF8'")
         connection.autocommit = False
         return connection
 
@@ -81,7 +86,10 @@ def find_options(command: F) -> F:
         ),
         click.option("--bind", metavar="NAME", help="The database of the app with this name."),
         click.option(
-            "--config", "config_path", metavar="PATH", help="Use this YAML file; no app is needed."
+            "--config",
+            "config_path",
+            metavar="PATH",
+            help="Use this YAML file, or postgresql:// URI; no app is needed.",
         ),
     ):
         command = option(command)
@@ -121,13 +129,15 @@ def find_targets(
     """The database of *config_path*, or of the app's *bind*, or of every bind if both are None.
 
     :raises WrongUsage: if the options contradict each other, or the app has no such database.
+    :raises ConfigError: if *config_path* is neither a path nor a URI, without quoting it.
     """
     if config_path is not None:
         if bind is not None:
             raise WrongUsage("Give either --config PATH or --bind NAME, not both.")
         if allow_sensitive_defaults and not resolve_env:
             raise WrongUsage("--allow-sensitive-defaults goes with --resolve-env.")
-        return [Target(config_path, config_path, resolve_env, allow_sensitive_defaults)]
+        name = "URI" if config_path.startswith(URI_SCHEMES) else str(path_of(config_path))
+        return [Target(name, config_path, resolve_env, allow_sensitive_defaults)]
     if resolve_env or allow_sensitive_defaults:
         raise WrongUsage(
             "--resolve-env and --allow-sensitive-defaults go with --config PATH;"
@@ -139,7 +149,9 @@ def find_targets(
         state = db._state()
     names = list(state.sources)
     if bind is not None and bind not in names:
-        raise WrongUsage(f"The app has no bind {bind!r}; its binds are: {', '.join(names)}.")
+        raise WrongUsage(
+            f"The app has no bind {without_uris(bind)!r}; its binds are: {', '.join(names)}."
+        )
     return [
         Target(name, source, state.resolve_env, state.allow_sensitive_defaults, app)
         for name, source in state.sources.items()

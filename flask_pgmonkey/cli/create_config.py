@@ -13,11 +13,11 @@ from . import WorkFailed, WrongUsage
 
 
 @click.command("create-config")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("filename", metavar="PATH")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--from-env", is_flag=True, help="Refer to the PG* variables that are set now.")
 @click.option("--uri", metavar="URI", help="Take the settings from a postgresql:// URI.")
-def create_config(path: Path, force: bool, from_env: bool, uri: str | None) -> None:
+def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -> None:
     """Write a commented config file that only its owner may read.
 
     A password in the URI does not go into the file, which refers to an environment variable
@@ -30,6 +30,9 @@ def create_config(path: Path, force: bool, from_env: bool, uri: str | None) -> N
     """
     if from_env and uri is not None:
         raise WrongUsage("Give either --from-env or --uri URI, not both.")
+    if "://" in filename:
+        raise WrongUsage("PATH is the file to write; a URI goes with --uri.")
+    path = Path(filename)
     if path.is_dir():
         raise WorkFailed(f"{path} is a folder: name the file to write in it.")
     variables: list[str] = []
@@ -66,11 +69,18 @@ def write_new_file(path: Path, content: str) -> None:
 
 
 def replace_file(path: Path, content: str) -> None:
-    """Put a new file for its owner alone in the place of *path*, at one stroke."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Put a new file for its owner alone in the place of *path*, at one stroke.
+
+    A link stays, and the file that it leads to is replaced. A device or a pipe is written to.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(content, encoding="utf-8")
+        return
+    final = Path(os.path.realpath(path))
+    beside = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
     write_new_file(beside, content)
     try:
-        beside.replace(path)
+        beside.replace(final)
     except BaseException:
         beside.unlink()
         raise

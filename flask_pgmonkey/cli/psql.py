@@ -48,10 +48,14 @@ def psql(target: Target, arguments: tuple[str, ...]) -> None:
 
 
 def run_beside(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """The exit code of *command*, run while this process stays and so keeps its server running."""
+    """The exit code of *command*, run while this process stays and so keeps its server running.
+
+    It is 128 and the signal's number if a signal ended the command, as in a shell.
+    """
     process = subprocess.Popen(command, env=environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for psql, which cancels a query.
-    return process.wait()
+    code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:

@@ -14,6 +14,7 @@ from ..server_audit import (
     audit_hba,
     audit_settings,
     group_by_server,
+    is_socket,
     recommend_hba_rules,
     recommend_settings,
 )
@@ -112,4 +113,9 @@ def as_mapping(
 
 def server_name(clients: Mapping[str, Client]) -> str:
     client = next(iter(clients.values()))
-    return ", ".join(f"{host or 'local socket'}:{port}" for host, port in client.servers)
+    hosts = [(f"[{host}]" if is_ipv6(host) else host, port) for host, port in client.servers]
+    return ", ".join(f"{host or 'local socket'}:{port}" for host, port in hosts)
+
+
+def is_ipv6(host: str) -> bool:
+    return ":" in host and not is_socket(host)

@@ -17,8 +17,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import click
 import psycopg
+from psycopg.rows import tuple_row
 
 from ..config import CONNECTION_TYPES, Config
+from ..embedded import leave_all
 from ..errors import ConfigError
 from ..manager import PGConnectionManager
 from . import one_line
@@ -105,27 +107,26 @@ def test_connections(
         for type_ in types
     }
     # Threads that may be left behind: no timeout of psycopg's holds against every server.
-    results: SimpleQueue[Row | ConfigError] = SimpleQueue()
+    results: SimpleQueue[Row] = SimpleQueue()
+    unusable: dict[str, ConfigError] = {}
     threads = [
-        Thread(target=probe_types, args=(target, types, results), daemon=True) for target in targets
+        Thread(target=probe_types, args=(target, types, timeout, results, unusable), daemon=True)
+        for target in targets
     ]
     for thread in threads:
         thread.start()
-    config_error = None
-    for _ in rows:
+    for _ in range(len(rows)):
         try:
-            result = results.get(timeout=max(0.0, deadline - monotonic()))
+            row = results.get(timeout=max(0.0, deadline - monotonic()))
         except Empty:
             break
-        if isinstance(result, ConfigError):
-            config_error = result
-            break
-        rows[result.bind, result.type] = result
-    if config_error is None:
+        rows[row.bind, row.type] = row
+    if len(unusable) < len(targets):
         print_rows(list(rows.values()), as_json)
     else:
-        click.echo(f"Error: {one_line(config_error)}", err=True)
-    exit_code = 2 if config_error else int(not all(row.passed for row in rows.values()))
+        for error in unusable.values():
+            click.echo(f"Error: {one_line(error)}", err=True)
+    exit_code = 2 if unusable else int(not all(row.passed for row in rows.values()))
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))
     if any(thread.is_alive() for thread in threads):
@@ -137,30 +138,38 @@ def leave_threads_behind(exit_code: int) -> NoReturn:
     """End the process at once; the interpreter's own end could wait for a stuck connection."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(exit_code)
+    try:
+        leave_all()  # As the interpreter's own end would.
+    finally:
+        os._exit(exit_code)
 
 
 def probe_types(
-    target: Target, types: Sequence[str], results: SimpleQueue[Row | ConfigError]
+    target: Target,
+    types: Sequence[str],
+    timeout: float,
+    results: SimpleQueue[Row],
+    unusable: dict[str, ConfigError],
 ) -> None:
-    """Put a row for each of *types* into *results*, or the error of the config.
+    """Put a row for each of *types* into *results*; the error of a config goes to *unusable* too.
 
     One after the other, so that the types do not take each other's places on a small server. Where
-    the first fails the rest will hardly get a place, and run at once to be done in time.
+    the first fails the rest will hardly get a place, and where it takes over a tenth of *timeout*
+    they would not be done in time, since pools connect twice: then they run at once.
     """
     try:
         config = target.config
-    except ConfigError as error:
-        results.put(error)
-        return
     except Exception as error:  # An embedded server that does not start, for one.
+        if isinstance(error, ConfigError):
+            unusable[target.name] = error
         for type_ in types:
             results.put(Row(target.name, type_, error=one_line(error)))
         return
+    start = monotonic()
     first, *rest = types
     row = probe_type(target, config, first)
     results.put(row)
-    if not row.passed:
+    if not row.passed or monotonic() - start > timeout / 10:
         probe_at_once(target, config, rest, results)
         return
     for type_ in rest:
@@ -168,7 +177,7 @@ def probe_types(
 
 
 def probe_at_once(
-    target: Target, config: Config, types: Sequence[str], results: SimpleQueue[Row | ConfigError]
+    target: Target, config: Config, types: Sequence[str], results: SimpleQueue[Row]
 ) -> None:
     threads = [
         Thread(target=lambda one=type_: results.put(probe_type(target, config, one)), daemon=True)
@@ -190,6 +199,8 @@ def probe_type(target: Target, config: Config, type_: str) -> Row:
         return probe_sync(manager, config, row)
     except Exception as error:  # Not psycopg's only: the app's own `configure` runs in there.
         return replace(row, error=words_of(error))
+    except SystemExit as end:
+        return replace(row, error=f"the app's configure called sys.exit({end.code!r})")
 
 
 def words_of(error: Exception) -> str:
@@ -210,7 +221,8 @@ def probe_sync(manager: PGConnectionManager, config: Config, row: Row) -> Row:
         connection = manager.connection_for(config, row.type)
         connected = perf_counter()
         with connection as conn:
-            facts = conn.execute(facts_query(conn)).fetchone()
+            cursor = conn.cursor(row_factory=tuple_row)
+            (facts,) = cursor.execute(facts_query(conn)).fetchall()
             asked = perf_counter()
             conn.execute("SELECT 1")
             answered = perf_counter()
@@ -233,7 +245,8 @@ async def probe_async(manager: PGConnectionManager, config: Config, row: Row) ->
         connection = await manager.connection_for(config, row.type)
         connected = perf_counter()
         async with connection as conn:
-            facts = await (await conn.execute(facts_query(conn))).fetchone()
+            cursor = conn.cursor(row_factory=tuple_row)
+            (facts,) = await (await cursor.execute(facts_query(conn))).fetchall()
             asked = perf_counter()
             await conn.execute("SELECT 1")
             answered = perf_counter()
@@ -276,11 +289,11 @@ def facts_query(conn: AnyConnection) -> bytes:
 def with_facts(
     row: Row,
     conn: AnyConnection,
-    facts: tuple[str | None, str | None, str | None],
+    facts: Sequence[str | bytes | None],
     connect_seconds: float,
     query_seconds: float,
 ) -> Row:
-    tls, certificate_name, system_user = facts
+    tls, certificate_name, system_user = map(text_of, facts)
     return replace(
         row,
         server_version=(conn.info.parameter_status("server_version") or "").partition(" ")[0],
@@ -289,6 +302,11 @@ def with_facts(
         connect_ms=round(1000 * connect_seconds, 2),
         query_ms=round(1000 * query_seconds, 2),
     )
+
+
+def text_of(value: str | bytes | None) -> str | None:
+    """*value*, which psycopg gives as bytes where the client's encoding is SQL_ASCII."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def authentication_of(

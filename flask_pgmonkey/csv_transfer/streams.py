@@ -148,11 +148,12 @@ def replacing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     If the block fails, *path* is as it was. A device or a pipe is written to as it is.
     """
-    final = Path(os.path.realpath(path))
-    if final.exists() and not final.is_file():
-        with final.open("wb") as device:
+    given = Path(path)
+    if given.exists() and not given.is_file():
+        with given.open("wb") as device:
             yield device
         return
+    final = Path(os.path.realpath(path))
     partial = final.with_name(f".{secrets.token_hex(4)}.{final.name[:200]}.partial")
     try:
         with partial.open("xb", buffering=BLOCK_SIZE) as file:

@@ -90,6 +90,32 @@ def test_a_link_that_leads_nowhere_is_not_followed(path: Path) -> None:
     assert not path.with_name("elsewhere").exists()
 
 
+def test_force_replaces_the_file_that_a_link_leads_to(path: Path) -> None:
+    shared = path.with_name("shared.yaml")
+    shared.write_text("old")
+    shared.chmod(0o644)
+    path.symlink_to(shared.name)
+
+    assert create(path, "--force").exit_code == 0
+
+    assert path.is_symlink()
+    assert "connection_settings" in shared.read_text()
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o600
+    assert sorted(os.listdir(path.parent)) == [path.name, shared.name]
+
+
+def test_force_writes_into_a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert create(path, "--force").exit_code == 0
+        assert b"connection_settings" in os.read(reader, 65_536)
+    finally:
+        os.close(reader)
+
+    assert path.is_fifo()
+
+
 def test_a_missing_folder_is_one_line_on_stderr(path: Path) -> None:
     for option in ([], ["--force"]):
         result = create(path / "below" / "db.yaml", *option)

@@ -105,6 +105,25 @@ def test_standard_input_and_output(run: Run, connection: Connection) -> None:
         )
 
 
+def test_a_pipe_by_its_name_is_standard_output(start: Any) -> None:
+    written, told = start("export-csv", "items", "/dev/stdout").communicate(timeout=DEADLINE)
+
+    assert (written, told) == (b"id,name\n0,old\n", b"1 row into /dev/stdout.\n")
+
+
+def test_an_environment_that_asks_for_sql_ascii_changes_nothing(
+    run: Run, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "items.csv"
+    file.write_text("id,name\n1,é\n", encoding="utf-8")
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+
+    assert run("import-csv", "items", file).exit_code == 0
+
+    assert rows_of(connection) == [(0, "old"), (1, "é")]
+    assert run("export-csv", "items").stdout == "id,name\n0,old\n1,é\n"
+
+
 def test_every_option_of_import_is_heard(run: Run, connection: Connection, tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_bytes("'Nr'|'Text'|'Rest'\n1|é|x\n2|NONE|y\nz|\n".encode("cp1250"))

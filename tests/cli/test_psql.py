@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +137,12 @@ def test_the_embedded_server_runs_as_long_as_psql_and_no_longer(
     assert 'syntax error at or near "X"' in shown.stderr
     assert shown.returncode == 1
     assert not list(instance.rglob("postmaster.pid"))
+
+
+def test_a_signal_that_ends_psql_beside_its_server_is_told_as_a_shell_does() -> None:
+    code = (
+        "import os, sys; from flask_pgmonkey.cli.psql import run_beside;"
+        "sys.exit(run_beside(['sh', '-c', 'kill -TERM $$'], os.environ))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 128 + signal.SIGTERM

@@ -61,6 +61,7 @@ def test_a_bind_counts_all_that_share_its_server_and_leaves_out_others(
         BINDS={
             "reports": settings("127.0.0.1", "reports"),
             "far": settings("127.0.0.2", "far"),
+            "six": settings("::1", "six"),
         },
     )
 
@@ -70,7 +71,8 @@ def test_a_bind_counts_all_that_share_its_server_and_leaves_out_others(
     assert only["databases"] == ["default", "reports"]
     assert only["postgresql.conf"][0]["value"] == "43"
     assert {line["database"] for line in only["pg_hba.conf"]} == {"shop", "reports"}
-    assert [server["server"] for server in everything] == ["127.0.0.1:5432", "127.0.0.2:5432"]
+    servers = [server["server"] for server in everything]
+    assert servers == ["127.0.0.1:5432", "127.0.0.2:5432", "[::1]:5432"]
 
 
 def test_the_audit_shows_every_verdict_and_ends_with_1_if_anything_is_worse(

@@ -131,6 +131,61 @@ def test_the_apps_rows_and_hooks_are_in_use(run_flask: RunFlask, config_file: Pa
     assert shown.stdout.count("no extension vector here") == 4
 
 
+def test_a_hook_that_changes_the_form_of_rows_changes_nothing_that_is_shown(
+    run_flask: RunFlask, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    write_app(
+        write(tmp_path, private_server.settings()),
+        """
+        from psycopg.rows import dict_row
+
+        def configure(conn):
+            conn.row_factory = dict_row
+
+        db = PGMonkey(app, configure=configure)
+        """,
+    )
+
+    shown = run_flask("pgmonkey", "test", "--json")
+
+    for row in rows_of(shown.stdout).values():
+        assert (row["tls"], row["authentication"]) == (None, "scram-sha-256")
+
+
+def test_a_hook_that_ends_the_process_fails_its_rows_at_once(
+    run_flask: RunFlask, config_file: Path
+) -> None:
+    write_app(
+        config_file,
+        """
+        import sys
+
+        def configure(conn):
+            sys.exit("no vector here")
+
+        db = PGMonkey(app, configure=configure)
+        """,
+    )
+
+    shown = run_flask("pgmonkey", "test", "--timeout", "50")
+
+    assert (shown.returncode, shown.stderr) == (1, "")
+    assert shown.stdout.count("the app's configure called sys.exit('no vector here')") == 4
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "JSON"])
+def test_text_that_psycopg_gives_as_bytes_is_shown_as_text(
+    run: Run, private_server: PrivateServer, tmp_path: Path, form: list[str]
+) -> None:
+    config = write(tmp_path, private_server.settings(client_encoding="SQL_ASCII"))
+
+    shown = run("test", "--config", config, *form)
+
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("scram-sha-256") == len(CONNECTION_TYPES)
+    assert "b'" not in shown.stdout
+
+
 def write_app(config: Path, code: str) -> None:
     lines = code.splitlines()
     indent = len(lines[1]) - len(lines[1].lstrip())
@@ -266,6 +321,44 @@ def test_a_bind_that_never_answers_does_not_hold_up_the_others(
     ]
 
 
+def test_a_server_behind_one_that_never_answers_passes_in_time(
+    run_flask: RunFlask, private_server: PrivateServer, proxy: MakeProxy, tmp_path: Path
+) -> None:
+    deaf = proxy(private_server.host, private_server.port)
+    deaf.deaf()
+    hosts: dict[str, Any] = {"host": f"{deaf.host},{private_server.host}", "connect_timeout": 2}
+    ports: dict[str, Any] = {"port": f"{deaf.port},{private_server.port}"}
+    config = write(tmp_path, private_server.settings(**hosts, **ports))
+
+    # Each connection takes 2 s; one after the other, the six would take 12.
+    shown = run_flask("pgmonkey", "test", "--config", config, "--timeout", "11")
+
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert shown.stdout.count("passed") == len(CONNECTION_TYPES)
+
+
+def test_an_embedded_server_is_stopped_when_the_time_has_run_out(
+    run_flask: RunFlask, open_folder: Path
+) -> None:
+    app = open_folder / "app.py"
+    app.write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        f"app = Flask(__name__, instance_path={str(open_folder / 'instance')!r})\n"
+        "def configure(conn):\n"
+        "    conn.execute('SELECT pg_sleep(600)')\n"
+        "db = PGMonkey(app, config='embedded', configure=configure)\n"
+    )
+    assert run_flask("--app", app, "pgmonkey", "show-config").returncode == 0  # Makes the cluster.
+
+    shown = run_flask("--app", app, "pgmonkey", "test", "--timeout", "4")
+
+    assert shown.returncode == 1
+    assert "default async_pool: not finished within the 4 s of --timeout" in shown.stdout
+    assert list(open_folder.rglob("server.log"))
+    assert not list(open_folder.rglob("postmaster.pid"))
+
+
 def test_a_server_that_stands_still_ends_with_the_timeout(
     run_flask: RunFlask, private_server: PrivateServer, tmp_path: Path
 ) -> None:
@@ -317,6 +410,24 @@ def test_a_reference_that_is_not_set_is_a_config_error(
     assert "NOT_SET_HERE" in shown.stderr
     assert shown.stderr.count("\n") == 1
     assert (resolved.exit_code, resolved.stderr) == (0, "")
+
+
+def test_a_bind_whose_config_cannot_be_used_does_not_hide_the_others(
+    make_app: Any, invoke: Invoke, config_file: Path
+) -> None:
+    unset = {"connection_settings": {"host": "${NOT_SET_HERE}"}}
+    app = make_app(CONFIG=str(config_file), BINDS={"unset": unset}, RESOLVE_ENV=True)
+
+    table = invoke(app, "test")
+    as_json = invoke(app, "test", "--json")
+
+    assert (table.exit_code, table.stderr) == (2, "")
+    assert (as_json.exit_code, as_json.stderr) == (2, "")
+    assert "variable NOT_SET_HERE is not set" in table.stdout
+    assert (table.stdout.count("passed"), table.stdout.count("FAILED")) == (4, 4)
+    for row in json.loads(as_json.stdout):
+        assert row["passed"] == (row["bind"] == "default")
+        assert row["passed"] or "variable NOT_SET_HERE is not set" in row["error"]
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon"])
