@@ -46,7 +46,8 @@ _IMPOSSIBLE = "?"
 
 def is_connection_string(text: str) -> bool:
     """Whether *text* is meant as a URI or a ``key=value`` string, of any kind, right or wrong."""
-    return "://" in text or re.search(r"\b(?:host|dbname|\w*passw\w*)\s*=", text) is not None
+    found = re.search(r"://|\bpostgres(?:ql)?:/|\b(?:host|dbname|\w*passw\w*)\s*=", text)
+    return found is not None
 
 
 def parse_uri(uri: str) -> dict[str, str] | None:

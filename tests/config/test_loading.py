@@ -190,6 +190,7 @@ def test_an_unreadable_file_is_an_error(path: Path) -> None:
         "host=db password=hunter2",
         "password = hunter2",
         "mysql://app:hunter2@db/shop",
+        "postgresql:/app:hunter2@db/shop",
         "PostgreSQL://app:hunter2@db/shop",
         "postgresql+psycopg://app:hunter2@db/shop",
     ],
