@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from ..config import Config
-from .blocks import Blocks
+from .blocks import Blocks, entering_frame
 from .failures import copy_for_waiter
 from .lending import Lending
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping_async
@@ -98,7 +98,7 @@ class AsyncPoolConnection:
         :raises RuntimeError: on another loop than the object's own.
         """
         if self._successor is not None:
-            await self._successor.connect()
+            await self._newest().connect()
         else:
             await self._open_pool(self._state_on_own_loop())
 
@@ -111,6 +111,14 @@ class AsyncPoolConnection:
         """Lend no more: *successor* serves who waits here now and who comes later."""
         self._successor = successor
         await self.disconnect()
+
+    def _newest(self) -> AsyncPoolConnection:
+        """The last of the successors. Keeps that one only, so that no chain of them grows."""
+        newest = self
+        while newest._successor is not None:
+            newest = newest._successor
+        self._successor = newest
+        return newest
 
     async def close_on_loop(self, deadline: float) -> None:
         """Close; tasks of the pool have until *deadline* (by ``time.monotonic``) to end."""
@@ -189,15 +197,15 @@ class AsyncPoolConnection:
 
         Prefer a block, or :meth:`connection`: what is borrowed here must be released.
 
-        :param timeout: seconds to wait at most; the config's ``timeout`` without it.
+        :param timeout: seconds to wait at most; the config's ``timeout`` without it. Who opens
+            the pool waits for its first connection as long as ``connect_timeout`` says.
         :param autocommit: whether each statement is committed by itself; the config's without it.
         :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
         :raises psycopg.OperationalError: the server's error where none can be opened.
         :raises RuntimeError: on another loop than the object's own.
         """
-        successor = self._successor
-        if successor is not None:
-            return await successor.borrow(timeout, autocommit)
+        if self._successor is not None:
+            return await self._newest().borrow(timeout, autocommit)
         if timeout is None:
             timeout = self._settings.timeout
         if autocommit is None:
@@ -211,7 +219,7 @@ class AsyncPoolConnection:
                 conn = await pool.take(deadline, now)
             except PoolClosed:
                 if self._successor is not None:
-                    return await self._successor.borrow(deadline - monotonic(), autocommit)
+                    return await self._newest().borrow(deadline - monotonic(), autocommit)
                 if monotonic() >= deadline:
                     raise
                 continue  # somebody closed it meanwhile
@@ -270,6 +278,8 @@ class AsyncPoolConnection:
         if conn.pgconn.transaction_status != TransactionStatus.IDLE or conn.pgconn.pipeline_status:
             return False
         if get_attributes(conn) != conn.ledger.attributes:
+            if conn._tpc:  # a transaction left prepared: psycopg would refuse every commit here
+                return False
             await conn.put_back_attributes()
         if self._settings.reset_on_return:
             await conn.reset_session(self.config.async_settings)
@@ -336,13 +346,12 @@ class AsyncPoolConnection:
 
         :param timeout: as for :meth:`borrow`.
         """
-        return self._block(sys._getframe(1), timeout)
+        return self._connection(timeout)
 
     def transaction(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
         """A transaction on the current block's connection, nested a savepoint; outside a block it
         is a block. Gives the psycopg connection."""
-        frame = sys._getframe(1)
-        return self._transaction(frame, self._current(frame))
+        return self._transaction()
 
     def cursor(
         self, *args: Any, **kwargs: Any
@@ -350,40 +359,38 @@ class AsyncPoolConnection:
         """A cursor on the current block's connection; outside a block, ``async with
         pool.cursor() as cur:`` is a block. Takes what :meth:`psycopg.AsyncConnection.cursor`
         takes."""
-        frame = sys._getframe(1)
-        conn = self._current(frame)
+        conn = self._current(sys._getframe(1))
         if conn is not None:
             return cast("psycopg.AsyncCursor[Any]", conn.cursor(*args, **kwargs))
-        return self._cursor_block(frame, args, kwargs)
+        return self._cursor_block(args, kwargs)
+
+    # A generator's body begins where it is entered, for each call of a function that it decorates,
+    # and ends with the generator, if that is dropped. Each is one generator only: of several that
+    # are garbage together, any could be the first to end.
 
     @asynccontextmanager
-    async def _block(
-        self, frame: FrameType, timeout: float | None = None
+    async def _connection(
+        self, timeout: float | None
     ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        conn = await self.borrow(timeout)
-        blocks = self._state().blocks
-        blocks.enter(frame, conn, knows_its_end=True)
-        failed = True
-        try:
+        async with _Block(self, entering_frame(), timeout) as conn:
             yield conn
-            failed = False
-        finally:
-            blocks.drop(frame, conn)
-            await self._end_block(conn, failed)
 
     @asynccontextmanager
-    async def _transaction(
-        self, frame: FrameType, current: AsyncServerConnection | None
-    ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        async with nullcontext(current) if current is not None else self._block(frame) as conn:
-            async with conn.transaction():
+    async def _transaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        frame = entering_frame()
+        current = self._current(frame)
+        if current is not None:
+            async with current.transaction():
+                yield current
+        else:
+            async with _Block(self, frame) as conn, psycopg.AsyncTransaction(conn):
                 yield conn
 
     @asynccontextmanager
     async def _cursor_block(
-        self, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncIterator[psycopg.AsyncCursor[Any]]:
-        async with self._block(frame) as conn, conn.cursor(*args, **kwargs) as cursor:
+        async with _Block(self, entering_frame()) as conn, conn.cursor(*args, **kwargs) as cursor:
             yield cursor
 
     async def commit(self) -> None:
@@ -417,3 +424,22 @@ class AsyncPoolConnection:
         """psycopg_pool's counters (see its documentation); empty while the pool is closed."""
         pool = self._state().pool
         return pool.get_stats() if pool is not None else {}
+
+
+class _Block:
+    """A block of its own on a pool, current in *frame* and in what that calls."""
+
+    def __init__(self, pool: AsyncPoolConnection, frame: FrameType, timeout: float | None = None):
+        self._pool = pool
+        self._frame = frame
+        self._timeout = timeout
+
+    async def __aenter__(self) -> AsyncServerConnection:
+        self._conn = await self._pool.borrow(self._timeout)
+        self._blocks = self._pool._state().blocks
+        self._blocks.enter(self._frame, self._conn, knows_its_end=True)
+        return self._conn
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        self._blocks.drop(self._frame, self._conn)
+        await self._pool._end_block(self._conn, exc_type is not None)

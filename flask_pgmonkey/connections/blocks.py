@@ -8,82 +8,94 @@ statement is the same at its start and at its end, wherever that is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
+import sys
 from threading import get_ident
 from types import FrameType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 T = TypeVar("T")
 
 _ENDS_ITS_OWN_BLOCKS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+_ENTERS_FOR_ITS_CALLER = ("__enter__", "__aenter__", "enter_context", "enter_async_context")
+
+
+def entering_frame() -> FrameType:
+    """The frame that enters the calling generator, which is one of contextlib's managers.
+
+    That is who runs the ``with`` or calls an ExitStack; in a decorated function, the call of it.
+    """
+    frame = sys._getframe(2)
+    while frame.f_globals is vars(contextlib) and frame.f_code.co_name in _ENTERS_FOR_ITS_CALLER:
+        frame = cast("FrameType", frame.f_back)
+    return frame
 
 
 class Blocks(Generic[T]):
     """What each open block holds, innermost last."""
 
     def __init__(self) -> None:
-        self._held: dict[FrameType, list[_Block[T]]] = {}
+        # Ordered; whatever is done to it is atomic, as threads do it at the same time.
+        self._open: dict[_Block[T], None] = {}
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._open)
 
     def __contains__(self, frame: FrameType) -> bool:
-        return frame in self._held
+        return any(block.frame_id == id(frame) for block in list(self._open))
 
     def enter(self, frame: FrameType, held: T, *, knows_its_end: bool = False) -> None:
         """Note that a block of *frame* holds *held*.
 
         :param knows_its_end: the block will :meth:`drop` what it holds, and never :meth:`leave`.
+            Until then it has to keep *frame* itself: kept here, a frame that has returned would
+            keep its variables, and so a context manager that was dropped without its end.
         """
-        self._held.setdefault(frame, []).append(_Block(held, knows_its_end))
+        self._open[_Block(frame, held, knows_its_end)] = None
 
     def leave(self, frame: FrameType) -> T | None:
         """What the innermost block of *frame* holds, taken out; None if there is no such block."""
-        block = self._innermost(frame)
-        if block is None:
+        for block in reversed(list(self._open)):
+            if block.frame is frame:
+                break
+        else:
             delegated = self._delegated_blocks(frame)
             if len(delegated) > 1:
                 # The object that entered the block, an ExitStack for example, leaves it.
                 myself = frame.f_locals.get("self")
-                delegated = [d for d in delegated if d[0].f_locals.get("self") is myself]
+                delegated = [b for b in delegated if b.opener is myself]
             if not delegated:
                 return None
-            frame, block = delegated[0]
-        self.drop(frame, block.held)
+            block = delegated[0]
+        del self._open[block]
         return block.held
 
     def drop(self, frame: FrameType, held: T) -> None:
         """Take the block of *frame* out that holds *held*, wherever it stands."""
-        stack = self._held.get(frame, [])
-        for position, block in enumerate(stack):
-            if block.held is held:
-                del stack[position]
+        for block in list(self._open):
+            if block.frame_id == id(frame) and block.held is held:
+                del self._open[block]
                 break
-        if not stack:
-            self._held.pop(frame, None)
 
     def current(self, frame: FrameType) -> T | None:
         """What the innermost block around *frame* holds: its own, or that of its nearest caller."""
+        innermost = {block.frame_id: block for block in list(self._open)}
+        if not innermost:
+            return None
         caller: FrameType | None = frame
-        while caller is not None and self._held:
-            if stack := self._held.get(caller):
-                return stack[-1].held
+        while caller is not None:
+            if block := innermost.get(id(caller)):
+                return block.held
             caller = caller.f_back
-        delegated = self._delegated_blocks(frame) if self._held else []
-        return delegated[0][1].held if delegated else None
+        delegated = self._delegated_blocks(frame)
+        return delegated[0].held if delegated else None
 
-    def _innermost(self, frame: FrameType) -> _Block[T] | None:
-        """The last block of *frame* that waits for :meth:`leave`."""
-        for block in reversed(list(self._held.get(frame, ()))):
-            if not block.knows_its_end:
-                return block
-        return None
+    def _delegated_blocks(self, frame: FrameType) -> list[_Block[T]]:
+        """Blocks that were opened by calling ``__enter__`` by hand.
 
-    def _delegated_blocks(self, frame: FrameType) -> list[tuple[FrameType, _Block[T]]]:
-        """Blocks that were opened by calling ``__enter__`` by hand, and their frames.
-
-        Those have returned, so they are none of those on the stack, and no generator's. The ones
-        of this thread or task, the last opened first.
+        Their frames have returned, so they are none of those on the stack, and no generator's. The
+        ones of this thread or task, the last opened first.
         """
         running = set()
         caller: FrameType | None = frame
@@ -92,22 +104,27 @@ class Blocks(Generic[T]):
             caller = caller.f_back
         here = _thread_or_task()
         return [
-            (candidate, block)
-            for candidate in reversed(list(self._held))  # other threads enter and leave meanwhile
-            if candidate not in running
-            and not candidate.f_code.co_flags & _ENDS_ITS_OWN_BLOCKS
-            and (block := self._innermost(candidate)) is not None
+            block
+            for block in reversed(list(self._open))
+            if block.frame is not None
+            and block.frame not in running
+            and not block.frame.f_code.co_flags & _ENDS_ITS_OWN_BLOCKS
             and block.entered_by == here
         ]
 
 
 class _Block(Generic[T]):
-    __slots__ = ("entered_by", "held", "knows_its_end")
+    __slots__ = ("entered_by", "frame", "frame_id", "held")
 
-    def __init__(self, held: T, knows_its_end: bool) -> None:
+    def __init__(self, frame: FrameType, held: T, knows_its_end: bool) -> None:
+        self.frame_id = id(frame)
+        self.frame = None if knows_its_end else frame
         self.held = held
-        self.knows_its_end = knows_its_end
         self.entered_by = _thread_or_task()
+
+    @property
+    def opener(self) -> object:
+        return self.frame.f_locals.get("self") if self.frame is not None else None
 
 
 def _thread_or_task() -> object:

@@ -144,6 +144,7 @@ class Lending:
         return [
             f"{self._target}, for {seconds(now - c.ledger.borrowed_at)}{_by(c.ledger)}"
             for c in list(self._borrowed.values())
+            if not c.is_inherited
         ]
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic, sleep
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
+from psycopg.transaction import OutOfOrderTransactionNesting
 from psycopg_pool import PoolTimeout
 
 from ..config import Config
+from .blocks import Blocks
 from .failures import can_pass, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping
 from .opening import Configure, ServerConnection, get_attributes
@@ -29,6 +32,37 @@ logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 _PAUSE_BETWEEN_ATTEMPTS = 0.1
 
 
+class _Turn:
+    """One thread's time with the connection: a block and those nested in it."""
+
+    def __init__(self, owner: NormalConnection, state: _ProcessState) -> None:
+        self.owner = owner
+        self.state = state
+        # Not its ident, which the next thread may get.
+        self.thread = threading.current_thread()
+        self.began_at = monotonic()
+        self.conn: ServerConnection | None = None
+        self.blocks: list[_Block] = []
+        self.is_ending = False
+        self.is_refused = False  # a block ended before one that was nested in it
+
+    def note_end_of(self, block: _Block) -> None:
+        """To be called before *block* ends."""
+        nested = self.blocks[self.blocks.index(block) + 1 :]
+        if any(one.savepoint is not None for one in nested):
+            self.is_refused = True
+        self.is_ending = len(self.blocks) == 1
+
+
+class _Block:
+    """What ends an open block: the turn that it belongs to, and its savepoint if it is nested."""
+
+    def __init__(self, turn: _Turn, conn: ServerConnection) -> None:
+        self.turn = turn
+        self.conn = conn
+        self.savepoint: AbstractContextManager[Any] | None = None
+
+
 class _ProcessState:
     """What a normal connection object has in one process: after a fork the child starts anew."""
 
@@ -36,11 +70,8 @@ class _ProcessState:
         self.conn: ServerConnection | None = None
         self.openings: Racers[ServerConnection] = Racers()
         self.free = threading.Condition()
-        self.holder = 0  # the thread whose block it is
-        self.held_by = ""
-        self.held_since = 0.0
-        self.lent: ServerConnection | None = None
-        self.nested: list[AbstractContextManager[Any]] = []
+        self.line: list[_Turn] = []  # the first has the connection, the others wait
+        self.blocks: Blocks[_Block] = Blocks()
 
 
 class NormalConnection:
@@ -73,7 +104,7 @@ class NormalConnection:
 
     def __repr__(self) -> str:
         state = self._state()
-        if state.holder:
+        if state.line:
             return f"<NormalConnection {self.config.target} in use>"
         is_open = state.conn is not None and not state.conn.closed
         return f"<NormalConnection {self.config.target} {'idle' if is_open else 'closed'}>"
@@ -85,7 +116,8 @@ class NormalConnection:
 
         :raises psycopg.OperationalError: at once, with the server's words, where that fails.
         """
-        self._open(self._state())
+        newest = self._newest()
+        newest._open(newest._state())
 
     def disconnect(self) -> None:
         """Close the connection; one that is in use closes at the end of its block. The next block
@@ -93,16 +125,16 @@ class NormalConnection:
         state = self._state()
         with state.free:
             conn, state.conn = state.conn, None
-            if conn is not None and not state.holder:
+            if conn is not None and not state.line:
                 conn.close()
 
     def retire(self, successor: NormalConnection) -> None:
         """Lend no more: *successor* serves who waits here now and who comes later."""
-        self._successor = successor
-        self.disconnect()
         state = self._state()
         with state.free:
+            self._successor = successor
             state.free.notify_all()
+        self.disconnect()
 
     def close_at_exit(self, deadline: float) -> None:
         """Close what this process has open."""
@@ -114,6 +146,21 @@ class NormalConnection:
         except KeyError:
             # What another process opened stays referenced: it must not be closed here.
             return self._states.setdefault(os.getpid(), _ProcessState())
+
+    def _with_successors(self) -> Iterator[NormalConnection]:
+        """This object, then those that took its place, the newest last."""
+        each: NormalConnection | None = self
+        while each is not None:
+            yield each
+            successor = each._successor
+            while successor and successor._successor and not successor._state().line:
+                # Done with: a chain of reloads must keep no object alive.
+                successor = each._successor = successor._successor
+            each = successor
+
+    def _newest(self) -> NormalConnection:
+        *_, newest = self._with_successors()
+        return newest
 
     def _open(self, state: _ProcessState) -> ServerConnection:
         return state.conn or state.openings.run("connection", lambda: self._open_new(state))
@@ -137,7 +184,10 @@ class NormalConnection:
     # Blocks
 
     def __enter__(self) -> psycopg.Connection[Any]:
-        return self._enter_block()
+        turn = self._current_turn()
+        block = self._outermost_block() if turn is None else self._nested_block(turn)
+        self._state().blocks.enter(sys._getframe(1), block)
+        return block.conn
 
     def __exit__(
         self,
@@ -145,52 +195,63 @@ class NormalConnection:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> bool | None:
-        return self._leave_block(exc_type, exc, tb)
+        block = self._leave_block(sys._getframe(1))
+        if block is None:
+            return None  # a block that the parent process opened: nothing here is ours
+        # A successor may have served it.
+        return block.turn.owner._end_block(block, exc_type, exc, tb)
 
-    def _enter_block(self) -> psycopg.Connection[Any]:
-        state = self._state()
-        if state.holder == threading.get_ident() and state.lent is not None:
-            return self._enter_nested_block(state, state.lent)
+    def _outermost_block(self) -> _Block:
         deadline = monotonic() + self._timeout
-        if not self._take_turn(state, deadline) and self._successor is not None:
-            return self._successor._enter_block()
-        try:
-            conn = self._live_connection(state, deadline)
-            if conn.autocommit != self.config.autocommit:
-                conn.autocommit = self.config.autocommit
-        except BaseException:
-            self._end_turn(state)
-            raise
-        state.lent = conn
-        return conn
+        while True:
+            owner = self._newest()
+            turn = _Turn(owner, owner._state())
+            try:
+                if owner._has_turn(turn, deadline):
+                    return owner._begin_block(turn, deadline)
+            except BaseException:
+                owner._end_turn(turn)
+                raise
 
-    def _take_turn(self, state: _ProcessState, deadline: float) -> bool:
-        """Wait for this thread's turn; False if a successor serves it instead.
+    def _has_turn(self, turn: _Turn, deadline: float) -> bool:
+        """Wait in line for the turn; False if a successor serves it instead.
 
         :raises psycopg_pool.PoolTimeout: at the deadline, naming the holder.
         """
-        with state.free:
-            while state.holder and self._successor is None:
-                in_time = state.free.wait(max(0.0, deadline - monotonic()))
-                if not in_time and state.holder and self._successor is None:
-                    raise PoolTimeout(
-                        f"the normal connection to {self.config.target} did not come free within"
-                        f" {seconds(self._timeout)}: {state.held_by} has held it for"
-                        f" {seconds(monotonic() - state.held_since)}. Use the pool type where"
-                        " threads work at the same time"
-                    )
+        line, free = turn.state.line, turn.state.free
+        with free:
+            line.append(turn)
+            free.wait_for(
+                lambda: self._successor is not None or line[0] is turn,
+                max(0.0, deadline - monotonic()),
+            )
             if self._successor is not None:
+                line.remove(turn)
                 return False
-            state.holder = threading.get_ident()
-            state.held_by = f"thread {threading.current_thread().name!r}"
-            state.held_since = monotonic()
+            if line[0] is not turn:
+                raise PoolTimeout(
+                    f"the normal connection to {self.config.target} did not come free within"
+                    f" {seconds(self._timeout)}: thread {line[0].thread.name!r} has held it for"
+                    f" {seconds(monotonic() - line[0].began_at)}. Use the pool type where"
+                    " threads work at the same time"
+                )
+            turn.began_at = monotonic()
             return True
 
-    def _end_turn(self, state: _ProcessState) -> None:
-        with state.free:
-            state.lent = None
-            state.holder = 0
-            state.free.notify_all()
+    def _end_turn(self, turn: _Turn) -> None:
+        with turn.state.free:
+            if turn in turn.state.line:
+                turn.state.line.remove(turn)
+            turn.state.free.notify_all()
+
+    def _begin_block(self, turn: _Turn, deadline: float) -> _Block:
+        conn = self._live_connection(turn.state, deadline)
+        if conn.autocommit != self.config.autocommit:
+            conn.autocommit = self.config.autocommit
+        block = _Block(turn, conn)
+        turn.blocks.append(block)
+        turn.conn = conn
+        return block
 
     def _live_connection(self, state: _ProcessState, deadline: float) -> ServerConnection:
         conn = state.conn
@@ -209,41 +270,70 @@ class NormalConnection:
             return ping(conn.pgconn) is Pulse.ALIVE
         return True
 
-    def _enter_nested_block(
-        self, state: _ProcessState, conn: ServerConnection
-    ) -> psycopg.Connection[Any]:
-        nested: AbstractContextManager[Any] = nullcontext()
+    def _nested_block(self, turn: _Turn) -> _Block:
+        conn = turn.blocks[0].conn
+        block = _Block(turn, conn)
         if not conn.autocommit:
-            if conn.pgconn.transaction_status == TransactionStatus.IDLE:
-                # Otherwise the savepoint would be the outermost transaction, and commit.
-                conn.execute("", prepare=False)
-            nested = conn.transaction()
-        nested.__enter__()
-        state.nested.append(nested)
-        return conn
+            block.savepoint = conn.transaction()
+        turn.blocks.append(block)
+        try:
+            if block.savepoint is not None:
+                if conn.pgconn.transaction_status == TransactionStatus.IDLE:
+                    # Otherwise the savepoint would be the outermost transaction, and commit.
+                    conn.execute("", prepare=False)
+                block.savepoint.__enter__()
+        except BaseException:
+            turn.owner._drop_block(block)
+            raise
+        return block
 
-    def _leave_block(
+    def _leave_block(self, frame: FrameType) -> _Block | None:
+        """The block that *frame* ends, taken out; None for one of the parent process."""
+        own = self._state()
+        block = own.blocks.leave(frame)
+        others = [state for state in list(self._states.values()) if state is not own]
+        if block is None and not any(len(state.blocks) for state in others):
+            raise RuntimeError(
+                "this block of the connection was not opened here: use connection.transaction(),"
+                " which can be entered and left anywhere"
+            )
+        return block
+
+    def _end_block(
         self,
+        block: _Block,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> bool | None:
-        state = self._state()
-        if self._successor is not None and self._current() not in (None, state.lent):
-            return self._successor._leave_block(exc_type, exc, tb)
-        if state.nested:
-            return state.nested.pop().__exit__(exc_type, exc, tb)
-        conn = state.lent
-        if conn is None:
-            return None  # a block that the parent process opened: nothing here is ours
+        turn = block.turn
+        turn.note_end_of(block)
+        is_handled = None
         try:
-            self._end_transaction(conn, exc_type is not None)
+            if block.savepoint is not None:
+                is_handled = block.savepoint.__exit__(exc_type, exc, tb)
+            if turn.is_refused:
+                if exc_type is None:
+                    raise OutOfOrderTransactionNesting(
+                        "a block ended before one that was nested in it: both are rolled back, and"
+                        " all blocks around them"
+                    )
+            elif turn.is_ending:
+                self._end_transaction(block.conn, exc_type is not None)
+            return is_handled
         finally:
+            self._drop_block(block)
+
+    def _drop_block(self, block: _Block) -> None:
+        turn = block.turn
+        with turn.state.free:
+            turn.blocks.remove(block)
+            is_last = not turn.blocks
+        if is_last:
             try:
-                self._put_back(state, conn)
+                self._put_back(turn, block.conn)
             finally:
-                self._end_turn(state)
-        return None
+                self._end_turn(turn)
 
     def _end_transaction(self, conn: ServerConnection, failed: bool) -> None:
         if not failed:
@@ -257,9 +347,12 @@ class NormalConnection:
             logger.warning("Closing the connection to %s: %s", self.config.target, error)
             conn.close()
 
-    def _put_back(self, state: _ProcessState, conn: ServerConnection) -> None:
-        is_kept = conn is state.conn and self._successor is None and not conn.pgconn.pipeline_status
-        if is_kept and conn.pgconn.transaction_status == TransactionStatus.IDLE:
+    def _put_back(self, turn: _Turn, conn: ServerConnection) -> None:
+        state, pgconn = turn.state, conn.pgconn
+        is_wanted = conn is state.conn and self._successor is None and not turn.is_refused
+        is_idle = pgconn.transaction_status == TransactionStatus.IDLE
+        # After tpc_prepare() psycopg would let nobody commit on this connection.
+        if is_wanted and is_idle and not pgconn.pipeline_status and conn._tpc is None:
             if get_attributes(conn) != conn.ledger.attributes:
                 conn.put_back_attributes()
             conn.ledger.released_at = monotonic()
@@ -271,7 +364,7 @@ class NormalConnection:
     def transaction(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """A transaction on the current block's connection, nested a savepoint; outside a block it
         is a block. Gives the psycopg connection."""
-        return self._transaction(self._current())
+        return self._transaction()
 
     def cursor(self, *args: Any, **kwargs: Any) -> AbstractContextManager[psycopg.Cursor[Any]]:
         """A cursor on the current block's connection; outside a block, ``with connection.cursor()
@@ -280,7 +373,8 @@ class NormalConnection:
         return conn.cursor(*args, **kwargs) if conn is not None else self._cursor(args, kwargs)
 
     @contextmanager
-    def _transaction(self, current: ServerConnection | None) -> Iterator[psycopg.Connection[Any]]:
+    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        current = self._current()  # at each call of a function that this decorates
         with nullcontext(current) if current is not None else self as conn:
             with conn.transaction():
                 yield conn
@@ -303,10 +397,17 @@ class NormalConnection:
             conn.rollback()
 
     def _current(self) -> ServerConnection | None:
-        state = self._state()
-        if state.holder == threading.get_ident():
-            return state.lent
-        return self._successor._current() if self._successor is not None else None
+        turn = self._current_turn()
+        return turn.conn if turn is not None else None
+
+    def _current_turn(self) -> _Turn | None:
+        """The turn of this thread, unless it is just ending in another one."""
+        thread = threading.current_thread()
+        for each in self._with_successors():
+            for turn in each._state().line[:1]:
+                if turn.thread is thread and turn.conn and not turn.is_ending:
+                    return turn
+        return None
 
     def test_connection(self) -> None:
         """Query through the connection.

@@ -15,13 +15,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from ..config import Config
+from ..config import Config, is_secret_key
 from ..errors import ConfigError
 from .liveness import socket_poll
 
@@ -36,11 +36,16 @@ T = TypeVar("T")
 Configure = Callable[[Any], "Awaitable[None] | None"]
 """Called with every new psycopg connection; may return an awaitable for async connections."""
 
-_PLAIN_ATTRIBUTES = ("prepare_threshold", "row_factory", "cursor_factory", "server_cursor_factory")
+_PLAIN_ATTRIBUTES = (
+    "prepare_threshold", "prepared_max", "row_factory", "cursor_factory", "server_cursor_factory",
+)  # fmt: skip
 # What a borrower may change, in one step: each release looks at it.
 get_attributes: Callable[[Any], tuple[Any, ...]] = attrgetter(
-    "isolation_level", "read_only", "deferrable", *_PLAIN_ATTRIBUTES
-)
+    "isolation_level", "read_only", "deferrable",
+    "_prepared.prepare_threshold", "_prepared.prepared_max",  # faster than the properties
+    "row_factory", "cursor_factory", "server_cursor_factory",
+    "_tpc",
+)  # fmt: skip
 
 _FATAL_SHUTDOWN = ("57P01", "57P02", "57P03")
 
@@ -55,6 +60,8 @@ class Ledger:
         "holder",
         "leak_logged",
         "lending",
+        "notice_handlers",
+        "notify_handlers",
         "opened_at",
         "owner",
         "poll_socket",
@@ -79,6 +86,8 @@ class Ledger:
         self.leak_logged: bool = False
         self.shutdown_sqlstate: str | None = None
         conn.add_notice_handler(self._hear_notice)
+        self.notice_handlers = tuple(conn._notice_handlers)
+        self.notify_handlers = tuple(conn._notify_handlers)
 
     def _hear_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         if diagnostic.sqlstate in _FATAL_SHUTDOWN:
@@ -152,7 +161,7 @@ class ServerConnection(psycopg.Connection[Any]):
                 try:
                     self.execute(*_set_all({name: value}), prepare=False)
                 except psycopg.DatabaseError as refusal:
-                    raise _refused(config, "sync_settings", name, refusal) from refusal
+                    _refuse(config, "sync_settings", name, refusal)
             raise error
 
     def put_back_attributes(self) -> None:
@@ -160,17 +169,21 @@ class ServerConnection(psycopg.Connection[Any]):
 
         Autocommit is left to the next borrow, which sets it as it needs it.
         """
-        self.isolation_level, self.read_only, self.deferrable, *plain = self.ledger.attributes
+        self.isolation_level, self.read_only, self.deferrable, *plain, _ = self.ledger.attributes
         _set_plain_attributes(self, plain)
 
     def reset_session(self, settings: Mapping[str, str]) -> None:
-        """Clear what the borrower left on the server and apply *settings* again: one round trip."""
+        """Clear what the borrower left on the server and apply *settings* again: one round trip.
+
+        Its handlers and the notifications that nobody read go too.
+        """
         self.autocommit = True
         with self.pipeline():
             for statement in _CLEAR_SESSION:
                 self.execute(statement, prepare=False)
             if settings:
                 self.execute(*_set_all(settings), prepare=False)
+        _hear_nothing_more(self, self.ledger)
 
 
 class AsyncServerConnection(psycopg.AsyncConnection[Any]):
@@ -234,7 +247,7 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
                 try:
                     await self.execute(*_set_all({name: value}), prepare=False)
                 except psycopg.DatabaseError as refusal:
-                    raise _refused(config, "async_settings", name, refusal) from refusal
+                    _refuse(config, "async_settings", name, refusal)
             raise error
 
     async def put_back_attributes(self) -> None:
@@ -242,7 +255,7 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
 
         Autocommit is left to the next borrow, which sets it as it needs it.
         """
-        isolation_level, read_only, deferrable, *plain = self.ledger.attributes
+        isolation_level, read_only, deferrable, *plain, _ = self.ledger.attributes
         await self.set_isolation_level(isolation_level)
         await self.set_read_only(read_only)
         await self.set_deferrable(deferrable)
@@ -256,6 +269,7 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
                 await self.execute(statement, prepare=False)
             if settings:
                 await self.execute(*_set_all(settings), prepare=False)
+        _hear_nothing_more(self, self.ledger)
 
 
 _CLEAR_SESSION = (
@@ -284,8 +298,13 @@ def _of_parent_process() -> psycopg.InterfaceError:
     )
 
 
-def _refused(config: Config, section: str, name: str, error: psycopg.Error) -> ConfigError:
-    return ConfigError(f"{config.origin}: {section}.{name}: the server refuses it: {error}")
+def _refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoReturn:
+    refusal = f"{config.origin}: {section}.{name}: the server refuses it"
+    written = config.written
+    if is_secret_key(name) or written.is_resolved(written.sections[section][name]):
+        # The server's own words quote the value.
+        raise ConfigError(f"{refusal}: {type(error).__name__}") from None
+    raise ConfigError(f"{refusal}: {error}") from error
 
 
 def _check_idle(
@@ -302,3 +321,15 @@ def _check_idle(
 def _set_plain_attributes(conn: Any, values: Iterable[Any]) -> None:
     for name, value in zip(_PLAIN_ATTRIBUTES, values, strict=True):
         setattr(conn, name, value)
+
+
+def _hear_nothing_more(
+    conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], ledger: Ledger
+) -> None:
+    """Undo what was added to hear the server, after UNLISTEN: also what was heard and not read."""
+    conn._notice_handlers[:] = ledger.notice_handlers
+    conn._notify_handlers[:] = ledger.notify_handlers
+    while conn.pgconn.notifies():
+        pass
+    if conn._notifies_backlog:
+        conn._notifies_backlog.clear()

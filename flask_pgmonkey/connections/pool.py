@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +17,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from ..config import Config
-from .blocks import Blocks
+from .blocks import Blocks, entering_frame
 from .failures import copy_for_waiter
 from .lending import Lending
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping
@@ -95,7 +95,7 @@ class PoolConnection:
         :raises psycopg.OperationalError: at once, with the server's words, where that fails.
         """
         if self._successor is not None:
-            self._successor.connect()
+            self._newest().connect()
         else:
             self._open_pool(self._state())
 
@@ -108,6 +108,14 @@ class PoolConnection:
         """Lend no more: *successor* serves who waits here now and who comes later."""
         self._successor = successor
         self.disconnect()
+
+    def _newest(self) -> PoolConnection:
+        """The last of the successors. Keeps that one only, so that no chain of them grows."""
+        newest = self
+        while newest._successor is not None:
+            newest = newest._successor
+        self._successor = newest
+        return newest
 
     def close_at_exit(self, deadline: float) -> None:
         """Close what this process has open; its threads have until *deadline* to end."""
@@ -159,14 +167,14 @@ class PoolConnection:
 
         Prefer a block, or :meth:`connection`: what is borrowed here must be released.
 
-        :param timeout: seconds to wait at most; the config's ``timeout`` without it.
+        :param timeout: seconds to wait at most; the config's ``timeout`` without it. Who opens
+            the pool waits for its first connection as long as ``connect_timeout`` says.
         :param autocommit: whether each statement is committed by itself; the config's without it.
         :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
         :raises psycopg.OperationalError: the server's error where none can be opened.
         """
-        successor = self._successor
-        if successor is not None:
-            return successor.borrow(timeout, autocommit)
+        if self._successor is not None:
+            return self._newest().borrow(timeout, autocommit)
         if timeout is None:
             timeout = self._settings.timeout
         if autocommit is None:
@@ -180,7 +188,7 @@ class PoolConnection:
                 conn = pool.take(deadline, now)
             except PoolClosed:
                 if self._successor is not None:
-                    return self._successor.borrow(deadline - monotonic(), autocommit)
+                    return self._newest().borrow(deadline - monotonic(), autocommit)
                 if self._is_exiting or monotonic() >= deadline:
                     raise
                 continue  # somebody closed it meanwhile
@@ -249,6 +257,8 @@ class PoolConnection:
         if conn.pgconn.transaction_status != TransactionStatus.IDLE or conn.pgconn.pipeline_status:
             return False
         if get_attributes(conn) != conn.ledger.attributes:
+            if conn._tpc:  # a transaction left prepared: psycopg would refuse every commit here
+                return False
             conn.put_back_attributes()
         if self._settings.reset_on_return:
             conn.reset_session(self.config.sync_settings)
@@ -308,51 +318,46 @@ class PoolConnection:
 
         :param timeout: as for :meth:`borrow`.
         """
-        return self._block(sys._getframe(1), timeout)
+        return self._connection(timeout)
 
     def transaction(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """A transaction on the current block's connection, nested a savepoint; outside a block it
         is a block. Gives the psycopg connection."""
-        frame = sys._getframe(1)
-        return self._transaction(frame, self._current(frame))
+        return self._transaction()
 
     def cursor(self, *args: Any, **kwargs: Any) -> AbstractContextManager[psycopg.Cursor[Any]]:
         """A cursor on the current block's connection; outside a block, ``with pool.cursor() as
         cur:`` is a block. Takes what :meth:`psycopg.Connection.cursor` takes."""
-        frame = sys._getframe(1)
-        conn = self._current(frame)
+        conn = self._current(sys._getframe(1))
         if conn is not None:
             return cast("psycopg.Cursor[Any]", conn.cursor(*args, **kwargs))
-        return self._cursor_block(frame, args, kwargs)
+        return self._cursor_block(args, kwargs)
+
+    # A generator's body begins where it is entered, for each call of a function that it decorates,
+    # and ends with the generator, if that is dropped. Each is one generator only: of several that
+    # are garbage together, any could be the first to end.
 
     @contextmanager
-    def _block(
-        self, frame: FrameType, timeout: float | None = None
-    ) -> Iterator[psycopg.Connection[Any]]:
-        conn = self.borrow(timeout)
-        blocks = self._state().blocks
-        blocks.enter(frame, conn, knows_its_end=True)
-        failed = True
-        try:
+    def _connection(self, timeout: float | None) -> Iterator[psycopg.Connection[Any]]:
+        with _Block(self, entering_frame(), timeout) as conn:
             yield conn
-            failed = False
-        finally:
-            blocks.drop(frame, conn)
-            self._end_block(conn, failed)
 
     @contextmanager
-    def _transaction(
-        self, frame: FrameType, current: ServerConnection | None
-    ) -> Iterator[psycopg.Connection[Any]]:
-        with nullcontext(current) if current is not None else self._block(frame) as conn:
-            with conn.transaction():
+    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        frame = entering_frame()
+        current = self._current(frame)
+        if current is not None:
+            with current.transaction():
+                yield current
+        else:
+            with _Block(self, frame) as conn, psycopg.Transaction(conn):
                 yield conn
 
     @contextmanager
     def _cursor_block(
-        self, frame: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[psycopg.Cursor[Any]]:
-        with self._block(frame) as conn, conn.cursor(*args, **kwargs) as cursor:
+        with _Block(self, entering_frame()) as conn, conn.cursor(*args, **kwargs) as cursor:
             yield cursor
 
     def commit(self) -> None:
@@ -386,6 +391,25 @@ class PoolConnection:
         """psycopg_pool's counters (see its documentation); empty while the pool is closed."""
         pool = self._state().pool
         return pool.get_stats() if pool is not None else {}
+
+
+class _Block:
+    """A block of its own on a pool, current in *frame* and in what that calls."""
+
+    def __init__(self, pool: PoolConnection, frame: FrameType, timeout: float | None = None):
+        self._pool = pool
+        self._frame = frame
+        self._timeout = timeout
+
+    def __enter__(self) -> ServerConnection:
+        self._conn = self._pool.borrow(self._timeout)
+        self._blocks = self._pool._state().blocks
+        self._blocks.enter(self._frame, self._conn, knows_its_end=True)
+        return self._conn
+
+    def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        self._blocks.drop(self._frame, self._conn)
+        self._pool._end_block(self._conn, exc_type is not None)
 
 
 class _LeakWatch:

@@ -81,7 +81,7 @@ class Connector:
         pause = _FIRST_PAUSE
         while True:
             try:
-                conn = self._open_connection()
+                conn = self._open()
             except Exception as error:
                 self.failure.note(error)
                 pool = self.pool()
@@ -97,6 +97,12 @@ class Connector:
             else:
                 self.failure.error = None
                 return conn
+
+    def _open(self) -> ServerConnection:
+        try:
+            return self._open_connection()
+        except SystemExit as error:
+            raise _of_worker(error) from error
 
 
 class AsyncConnector:
@@ -117,7 +123,7 @@ class AsyncConnector:
         pause = _FIRST_PAUSE
         while True:
             try:
-                conn = await self._open_connection()
+                conn = await self._open()
             except Exception as error:
                 self.failure.note(error)
                 pool = self.pool()
@@ -132,6 +138,17 @@ class AsyncConnector:
             else:
                 self.failure.error = None
                 return conn
+
+    async def _open(self) -> AsyncServerConnection:
+        try:
+            return await self._open_connection()
+        except SystemExit as error:
+            raise _of_worker(error) from error
+
+
+def _of_worker(error: SystemExit) -> RuntimeError:
+    # It would end the worker, and whoever waits for a connection would not hear of it.
+    return RuntimeError(f"'configure' raised {error!r} where the pool opens a connection")
 
 
 class Pool(ConnectionPool[ServerConnection]):

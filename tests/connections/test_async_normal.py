@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
 from time import monotonic
 
 import pytest
@@ -81,6 +82,56 @@ async def test_storms_of_cancellations_leave_the_turn_free(case: AsyncCase) -> N
     with within(2):
         await work()
     await case.wait_for_sessions(1)
+
+
+@sync_and_async
+async def test_a_task_cancelled_as_its_turn_comes_passes_it_on(case: AsyncCase) -> None:
+    connection = await case.open(pool={"timeout": 20})
+
+    async def enter() -> None:
+        async with connection:
+            pass
+
+    async with connection:
+        first, second = asyncio.ensure_future(enter()), asyncio.ensure_future(enter())
+        while len(connection._state().line) < 3:
+            await asyncio.sleep(0)
+    first.cancel()
+    with within(10):
+        await second
+    assert first.cancelled()
+
+
+@sync_and_async
+async def test_a_block_after_a_break_out_of_a_generator_is_one_of_its_own(case: AsyncCase) -> None:
+    case.run_on_server("CREATE TABLE notes (note text)")
+    connection = await case.open(pool={"timeout": 20})
+
+    async def numbers() -> AsyncIterator[int]:
+        async with connection as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            for n in range(3):
+                yield n
+
+    for block in (lambda: connection, connection.transaction):
+        async for _ in numbers():
+            break  # asyncio ends the generator's block in a task of its own
+        async with block() as conn:
+            await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows("SELECT note FROM notes") == [("kept",), ("kept",)]
+
+
+@sync_and_async
+async def test_a_block_inside_an_async_for_over_one_is_nested(case: AsyncCase) -> None:
+    connection = await case.open(pool={"timeout": 1})
+
+    async def connections() -> AsyncIterator[object]:
+        async with connection as conn:
+            yield conn
+
+    async for outer in connections():
+        async with connection as inner:
+            assert inner is outer
 
 
 @sync_and_async

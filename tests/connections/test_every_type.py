@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import traceback
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
 
+from flask_pgmonkey import PGConnectionManager
 from flask_pgmonkey.config import CONNECTION_TYPES
 from flask_pgmonkey.errors import ConfigError
 
@@ -245,6 +247,21 @@ async def test_a_setting_that_the_server_refuses_is_named(case: AsyncCase) -> No
     with pytest.raises(ConfigError, match=rf"{case.settings_section}\.no_such_thing.*unrecognized"):
         await case.open(server={"no_such_thing": "1"})
     await case.wait_for_sessions(0)
+
+
+@sync_and_async
+async def test_a_refused_setting_does_not_show_what_a_reference_stands_for(
+    case: AsyncCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORK_MEM", "hunter2")
+    config = {
+        "connection_settings": case.settings,
+        case.settings_section: {"work_mem": "${WORK_MEM}"},
+    }
+    get = PGConnectionManager().get_database_connection_from_dict
+    with pytest.raises(ConfigError, match=r"work_mem.*InvalidParameterValue") as refused:
+        await get(config, case.connection_type, resolve_env=True)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
 
 
 @sync_and_async

@@ -4,15 +4,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, ExitStack  # noqa: F401 (what the sync bodies use)
+from contextlib import (  # noqa: F401 (what the sync bodies use)
+    AsyncExitStack,
+    ExitStack,
+    suppress,
+)
 from time import monotonic
 from typing import Any
+from weakref import ref
 
 import psutil
 import psycopg
@@ -22,6 +29,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 
 from flask_pgmonkey.connections import borrowed_connections
 
+from ..processes.forking import in_child
 from ..round_trips import count_round_trips
 from ..servers import PrivateServer
 from .every_type import AsyncCase, errors, sync_and_async, within
@@ -136,6 +144,77 @@ async def test_connection_outlives_the_block_that_it_was_opened_in(case: AsyncCa
 
 
 @sync_and_async
+async def test_an_exit_stacks_connection_is_that_of_the_function_around_it(case: AsyncCase) -> None:
+    pool = await case.open()
+    async with AsyncExitStack() as stack:
+        conn = await stack.enter_async_context(pool.connection())
+        async with pool.cursor() as cursor:
+            assert cursor.connection is conn
+        async with pool.transaction() as inner:
+            assert inner is conn
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_each_call_of_a_decorated_function_is_a_block_of_its_own(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    pool = await case.open()
+    written, may_end = case.event(), case.event()
+
+    async def write_note(note: str, fails: bool) -> Any:
+        async with pool.cursor() as cursor:
+            await cursor.execute("INSERT INTO notes VALUES (%s)", [note])
+        if fails:
+            written.set()
+            await may_end.wait()
+            raise ZeroDivisionError
+        return cursor.connection
+
+    write = pool.transaction()(write_note)
+    failing = case.start(write, "lost", True)
+    await written.wait()
+    assert len(borrowed_connections()) == 1
+    async with pool.cursor() as cursor:
+        assert len(borrowed_connections()) == 2
+        await cursor.execute("INSERT INTO notes VALUES ('of the maker')")
+    await case.together(lambda n: write(f"{n}", False), range(8))
+    may_end.set()
+    assert isinstance(await case.outcome(failing), ZeroDivisionError)
+    assert case.rows(NOTES) == [*((f"{n}",) for n in range(8)), ("of the maker",)]
+    async with pool as conn:
+        await conn.execute("SELECT 1")
+        assert await write("in a block", False) is conn
+        await conn.rollback()
+    assert len(case.rows(NOTES)) == 9
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_a_block_dropped_without_its_end_gives_its_connection_back(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    pool = await case.open(pool={"max_size": 1})
+
+    async def fail_before_the_end() -> None:
+        stack = AsyncExitStack()
+        conn = await stack.enter_async_context(pool.connection())
+        await conn.execute("INSERT INTO notes VALUES ('lost')")
+        raise ZeroDivisionError
+
+    async def forget_the_end() -> None:
+        block = pool.transaction()
+        conn = await block.__aenter__()
+        await conn.execute("INSERT INTO notes VALUES ('lost')")
+
+    for drop in (fail_before_the_end, forget_the_end):
+        for _ in range(3):
+            with suppress(ZeroDivisionError):
+                await drop()
+            gc.collect()
+            await case.expect_nothing_out(pool)
+    assert case.rows(NOTES) == []
+
+
+@sync_and_async
 async def test_an_exit_stack_may_enter_the_pool_itself(case: AsyncCase) -> None:
     case.run_on_server(TABLE)
     pool = await case.open()
@@ -224,6 +303,27 @@ async def test_a_release_rolls_back_what_is_open_and_closes_what_is_busy(case: A
     assert busy.closed
     async with pool as conn:
         assert await case.value(conn, "SELECT 1") == 1
+
+
+@sync_and_async
+async def test_a_connection_with_a_transaction_left_prepared_is_lent_no_more(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    with private_server.connect() as admin:
+        admin.execute("ALTER SYSTEM SET max_prepared_transactions = 1")
+    private_server.restart()
+    pool = await fragile.open(pool={"max_size": 1})
+    conn = await pool.borrow()
+    await conn.tpc_begin(conn.xid(1, "transfer", "debit"))
+    await conn.tpc_prepare()
+    await pool.release(conn)
+    async with pool as another:
+        assert another is not conn
+        assert await fragile.value(another, "SELECT count(*) FROM pg_prepared_xacts") == 1
+    await pool.disconnect()
+    with psycopg.connect(**fragile.settings) as finishing:
+        (xid,) = finishing.tpc_recover()
+        finishing.tpc_rollback(xid)
 
 
 # Size and patience
@@ -385,6 +485,25 @@ async def test_a_retired_pool_lends_no_more(case: AsyncCase) -> None:
     assert case.sessions() == {served_by}
 
 
+@sync_and_async
+async def test_however_many_successors_the_newest_serves(case: AsyncCase) -> None:
+    oldest = await case.open()
+    newest = oldest
+    forgotten = []
+    for _ in range(2 * sys.getrecursionlimit()):
+        successor = type(oldest)(oldest.config)
+        await newest.retire(successor)
+        forgotten.append(ref(newest))
+        newest = successor
+    async with oldest as conn:
+        assert conn.ledger.owner is newest
+    assert not any(one() for one in forgotten[1:])
+    await newest.disconnect()
+    await oldest.connect()
+    assert "open" in repr(newest)
+    await newest.disconnect()
+
+
 # Dead connections
 
 
@@ -528,6 +647,53 @@ async def test_reset_on_return_clears_what_the_borrower_left(case: AsyncCase) ->
 
 
 @sync_and_async
+async def test_reset_on_return_lets_nobody_hear_what_another_listened_for(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1, "reset_on_return": True})
+    heard: list[Any] = []
+    conn = await pool.borrow(autocommit=True)
+    await conn.execute("LISTEN channel")
+    case.run_on_server("NOTIFY channel, 'received by the next query'")
+    await conn.execute("SELECT 1")
+    case.run_on_server("NOTIFY channel, 'received by nobody'")
+    await pool.release(conn)
+    same = await pool.borrow(autocommit=True)
+    assert same is conn
+    assert [one async for one in same.notifies(timeout=0)] == []
+    same.add_notice_handler(heard.append)
+    same.add_notify_handler(heard.append)
+    await pool.release(same)
+    async with pool.connection() as same:
+        await same.execute("LISTEN channel")
+        await same.execute("DO $$ BEGIN RAISE NOTICE 'a word'; END $$")
+        await same.execute("NOTIFY channel")
+        await same.commit()
+        assert heard == []
+        assert [one.channel async for one in same.notifies(timeout=0)] == ["channel"]
+
+
+@sync_and_async
+async def test_a_release_puts_back_how_many_statements_may_be_prepared(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 1}, configure=limit_prepared_statements)
+    for _ in range(2):
+        async with pool as conn:
+            assert conn.prepared_max == 7
+            conn.prepared_max = None
+
+
+def limit_prepared_statements(conn: Any) -> None:
+    conn.prepared_max = 7
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@sync_and_async
+async def test_a_forked_child_has_borrowed_nothing(case: AsyncCase) -> None:
+    pool = await case.open()
+    async with pool:
+        assert in_child(borrowed_connections) == []
+        assert len(borrowed_connections()) == 1
+
+
+@sync_and_async
 async def test_without_reset_on_return_a_release_costs_nothing(case: AsyncCase) -> None:
     pool = await case.open(pool={"max_size": 1})
     conn = await pool.borrow(autocommit=True)
@@ -571,6 +737,24 @@ async def test_a_leak_is_logged_once_with_its_stack_and_when_it_comes_back(
 
 
 # A server that cannot be reached while the pool is open
+
+
+@sync_and_async
+async def test_a_configure_that_exits_fails_who_waits_and_no_worker(case: AsyncCase) -> None:
+    def configure(conn: Any) -> None:
+        if exits:
+            raise SystemExit("no such extension")
+
+    exits = False
+    pool = await case.open(pool={"num_workers": 1, "timeout": 20}, configure=configure)
+    async with pool:
+        exits = True
+        with within(10), pytest.raises(RuntimeError, match=r"SystemExit\('no such extension'\)"):
+            await pool.borrow()
+        exits = False
+        async with pool as conn:
+            assert await case.value(conn, "SELECT 1") == 1
+    await case.expect_nothing_out(pool)
 
 
 @sync_and_async
