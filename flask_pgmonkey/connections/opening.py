@@ -85,11 +85,16 @@ class Ledger:
         self.stack: traceback.StackSummary | None = None
         self.leak_logged: bool = False
         self.shutdown_sqlstate: str | None = None
-        conn.add_notice_handler(self._hear_notice)
-        self.notice_handlers = tuple(conn._notice_handlers)
-        self.notify_handlers = tuple(conn._notify_handlers)
+        self.notice_handlers: tuple[Callable[[psycopg.errors.Diagnostic], None], ...] = tuple(
+            conn._notice_handlers
+        )
+        self.notify_handlers: tuple[Callable[[psycopg.Notify], None], ...] = tuple(
+            conn._notify_handlers
+        )
+        conn.add_notice_handler(self.hear_notice)
 
-    def _hear_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+    def hear_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        """Note why the server ends the connection."""
         if diagnostic.sqlstate in _FATAL_SHUTDOWN:
             self.shutdown_sqlstate = diagnostic.sqlstate
 
@@ -327,7 +332,7 @@ def _hear_nothing_more(
     conn: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], ledger: Ledger
 ) -> None:
     """Undo what was added to hear the server, after UNLISTEN: also what was heard and not read."""
-    conn._notice_handlers[:] = ledger.notice_handlers
+    conn._notice_handlers[:] = (*ledger.notice_handlers, ledger.hear_notice)
     conn._notify_handlers[:] = ledger.notify_handlers
     while conn.pgconn.notifies():
         pass
