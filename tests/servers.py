@@ -124,7 +124,9 @@ def run_server(choice: str) -> Iterator[Server]:
 @contextmanager
 def _embedded_server() -> Iterator[Server]:
     folder = make_open_folder()
-    server = Server({**start_embedded(folder), "password": PASSWORD})
+    started = start_embedded(folder)
+    needed = {name: started[name] for name in ("host", "port", "user")}
+    server = Server({**needed, "password": PASSWORD})
     with server.connect() as admin:
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             admin.execute(f"ALTER SYSTEM SET {setting} = off")
