@@ -248,6 +248,8 @@ class Cluster:
         """
         lock = _open_lock(self._lock_file)
         try:
+            if self.account is not None:  # the data may be used without root as well
+                os.fchown(lock, self.account.uid, self.account.gid)
             return self._run(settings, lock) if _try_lock(lock) else 0
         finally:
             os.close(lock)
@@ -288,10 +290,12 @@ class Cluster:
     def _is_held(self) -> bool:
         """Whether a process of a server of this data directory lives, seen from here or not."""
         lock = _open_lock(self._lock_file)
-        try:
-            return not _try_lock(lock)
-        finally:
+        is_held = not _try_lock(lock)
+        if is_held:
             os.close(lock)
+        else:
+            _unlock(lock)
+        return is_held
 
     def _out_of_sight(self) -> EmbeddedServerError:
         return EmbeddedServerError(
@@ -376,9 +380,12 @@ class Cluster:
 
 _guard = threading.Lock()
 _users_locks: dict[Cluster, int] = {}
+_is_exiting = False
 
 
 def _join(cluster: Cluster) -> Postmaster:
+    if _is_exiting:
+        raise EmbeddedServerError("the process is exiting: no server is started any more")
     folder = cluster.data.parent
     _make_folder(folder)
     with _exclusive(folder / "start.lock"):
@@ -402,6 +409,12 @@ def _join(cluster: Cluster) -> Postmaster:
 
 
 @atexit.register
+def _leave_for_good() -> None:
+    global _is_exiting
+    _is_exiting = True
+    leave_all()
+
+
 def leave_all() -> None:
     """Stop using every server, as this process does at its end by itself.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -403,6 +404,10 @@ class _EmbeddedConfig(Config):
     def connect_kwargs(self) -> dict[str, Any]:
         """Start the server unless it runs, and give what leads to it now."""
         return super().connect_kwargs() | _start_embedded(self.folder)
+
+    async def connect_kwargs_on_loop(self) -> dict[str, Any]:
+        """:meth:`connect_kwargs`, in a thread: the server may have to start."""
+        return await asyncio.to_thread(self.connect_kwargs)
 
 
 def _start_embedded(folder: str) -> dict[str, Any]:

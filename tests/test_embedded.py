@@ -476,6 +476,28 @@ def test_a_process_that_left_can_come_back(project: Path) -> None:
     assert lines == ["here"] * 3
 
 
+def test_a_process_that_is_exiting_starts_no_server_any_more(project: Path) -> None:
+    lines = run_python(
+        """
+        import atexit, sys
+
+        @atexit.register  # to be called after what registers when it is imported
+        def come_back():
+            try:
+                start_embedded(sys.argv[1])
+            except EmbeddedServerError as error:
+                print(error)
+
+        from flask_pgmonkey.embedded import EmbeddedServerError, start_embedded
+
+        start_embedded(sys.argv[1])
+        """,
+        project / "postgres",
+    )
+    assert lines == ["the process is exiting: no server is started any more"]
+    assert servers_below(project) == []
+
+
 def test_an_app_whose_folder_was_removed_ends_quietly(project: Path, start_app: StartApp) -> None:
     app = start_app(project / "postgres")
     server = psutil.Process(app.postmaster())

@@ -101,6 +101,10 @@ class Config:
             kwargs.setdefault("connect_timeout", CONNECT_TIMEOUT)
         return kwargs
 
+    async def connect_kwargs_on_loop(self) -> dict[str, Any]:
+        """:meth:`connect_kwargs`, which must not block the running event loop."""
+        return self.connect_kwargs()
+
     def is_current(self) -> bool:
         """Whether the environment variables on which :attr:`key` depends are still the same."""
         return all(os.environ.get(name) == value for name, value in self._seen_variables)

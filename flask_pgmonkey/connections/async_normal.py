@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import logging
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from time import monotonic
@@ -19,7 +18,7 @@ from psycopg.transaction import OutOfOrderTransactionNesting
 from psycopg_pool import PoolTimeout
 
 from ..config import Config
-from .blocks import Blocks
+from .blocks import Blocks, calling_frame
 from .failures import can_pass, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop, require_own_loop
@@ -217,7 +216,7 @@ class AsyncNormalConnection:
 
     def __aenter__(self) -> Awaitable[psycopg.AsyncConnection[Any]]:
         # Not a coroutine function: here the frame of the `async with` is still the caller.
-        return self._enter_block(sys._getframe(1))
+        return self._enter_block(calling_frame())
 
     def __aexit__(
         self,
@@ -225,7 +224,7 @@ class AsyncNormalConnection:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> Awaitable[bool | None]:
-        return self._exit_block(sys._getframe(1), exc_type, exc, tb)
+        return self._exit_block(calling_frame(), exc_type, exc, tb)
 
     async def _enter_block(self, frame: FrameType) -> psycopg.AsyncConnection[Any]:
         await self._let_dropped_generator_end()
@@ -347,7 +346,7 @@ class AsyncNormalConnection:
     def _leave_block(self, frame: FrameType) -> _Block | None:
         """The block that *frame* ends, taken out; None for one of the parent process."""
         own = self._state()
-        block = own.blocks.leave(frame)
+        block = own.blocks.leave(frame) or own.blocks.leave_newest()
         others = [state for state in list(self._states.values()) if state is not own]
         if block is None and not any(len(state.blocks) for state in others):
             raise RuntimeError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from time import monotonic
@@ -17,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from ..config import Config
-from .blocks import Blocks, entering_frame
+from .blocks import Blocks, calling_frame, frame_of_block
 from .failures import copy_for_waiter
 from .lending import Lending
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping_async
@@ -304,7 +303,7 @@ class AsyncPoolConnection:
 
     def __aenter__(self) -> Awaitable[psycopg.AsyncConnection[Any]]:
         # Not a coroutine function: here the frame of the `async with` is still the caller.
-        return self._enter_block(sys._getframe(1))
+        return self._enter_block(calling_frame())
 
     def __aexit__(
         self,
@@ -312,7 +311,7 @@ class AsyncPoolConnection:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> Awaitable[None]:
-        return self._leave_block(sys._getframe(1), exc_type is not None)
+        return self._leave_block(calling_frame(), exc_type is not None)
 
     async def _enter_block(self, frame: FrameType) -> psycopg.AsyncConnection[Any]:
         conn = await self.borrow()
@@ -346,12 +345,12 @@ class AsyncPoolConnection:
 
         :param timeout: as for :meth:`borrow`.
         """
-        return self._connection(timeout)
+        return self._connection(calling_frame(), timeout)
 
     def transaction(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
         """A transaction on the current block's connection, nested a savepoint; outside a block it
         is a block. Gives the psycopg connection."""
-        return self._transaction()
+        return self._transaction(calling_frame())
 
     def cursor(
         self, *args: Any, **kwargs: Any
@@ -359,25 +358,26 @@ class AsyncPoolConnection:
         """A cursor on the current block's connection; outside a block, ``async with
         pool.cursor() as cur:`` is a block. Takes what :meth:`psycopg.AsyncConnection.cursor`
         takes."""
-        conn = self._current(sys._getframe(1))
+        frame = calling_frame()
+        conn = self._current(frame)
         if conn is not None:
             return cast("psycopg.AsyncCursor[Any]", conn.cursor(*args, **kwargs))
-        return self._cursor_block(args, kwargs)
+        return self._cursor_block(frame, args, kwargs)
 
-    # A generator's body begins where it is entered, for each call of a function that it decorates,
+    # A generator's body begins when it is entered, for each call of a function that it decorates,
     # and ends with the generator, if that is dropped. Each is one generator only: of several that
     # are garbage together, any could be the first to end.
 
     @asynccontextmanager
     async def _connection(
-        self, timeout: float | None
+        self, maker: FrameType, timeout: float | None
     ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        async with _Block(self, entering_frame(), timeout) as conn:
+        async with _Block(self, frame_of_block(maker), timeout) as conn:
             yield conn
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        frame = entering_frame()
+    async def _transaction(self, maker: FrameType) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        frame = frame_of_block(maker)
         current = self._current(frame)
         if current is not None:
             async with current.transaction():
@@ -388,19 +388,22 @@ class AsyncPoolConnection:
 
     @asynccontextmanager
     async def _cursor_block(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, maker: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AsyncIterator[psycopg.AsyncCursor[Any]]:
-        async with _Block(self, entering_frame()) as conn, conn.cursor(*args, **kwargs) as cursor:
+        async with (
+            _Block(self, frame_of_block(maker)) as conn,
+            conn.cursor(*args, **kwargs) as cursor,
+        ):
             yield cursor
 
     async def commit(self) -> None:
         """Commit the current block's transaction; does nothing outside a block."""
-        if (conn := self._current(sys._getframe(1))) is not None:
+        if (conn := self._current(calling_frame())) is not None:
             await conn.commit()
 
     async def rollback(self) -> None:
         """Roll back the current block's transaction; does nothing outside a block."""
-        if (conn := self._current(sys._getframe(1))) is not None:
+        if (conn := self._current(calling_frame())) is not None:
             await conn.rollback()
 
     def _current(self, frame: FrameType) -> AsyncServerConnection | None:

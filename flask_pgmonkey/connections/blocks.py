@@ -13,23 +13,29 @@ import inspect
 import sys
 from threading import get_ident
 from types import FrameType
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 _ENDS_ITS_OWN_BLOCKS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-_ENTERS_FOR_ITS_CALLER = ("__enter__", "__aenter__", "enter_context", "enter_async_context")
 
 
-def entering_frame() -> FrameType:
-    """The frame that enters the calling generator, which is one of contextlib's managers.
+def calling_frame() -> FrameType:
+    """The caller of the method that calls this; the method itself where no Python code called it,
+    but a greenlet's start or an exit handler."""
+    method = sys._getframe(1)
+    return method.f_back or method
 
-    That is who runs the ``with`` or calls an ExitStack; in a decorated function, the call of it.
+
+def frame_of_block(maker: FrameType) -> FrameType:
+    """Where the block is current that the calling generator, one of contextlib's managers, opens.
+
+    That is in *maker*, which made the manager, but for a function that it decorates: in each call.
     """
-    frame = sys._getframe(2)
-    while frame.f_globals is vars(contextlib) and frame.f_code.co_name in _ENTERS_FOR_ITS_CALLER:
-        frame = cast("FrameType", frame.f_back)
-    return frame
+    entering = sys._getframe(2).f_back
+    if entering is None or entering.f_globals is not vars(contextlib):
+        return maker
+    return entering if entering.f_code.co_name == "inner" else maker
 
 
 class Blocks(Generic[T]):
@@ -70,6 +76,25 @@ class Blocks(Generic[T]):
             block = delegated[0]
         del self._open[block]
         return block.held
+
+    def leave_newest(self) -> T | None:
+        """What the block of this thread or task that was opened last holds, taken out; that of
+        another, where this has none and none runs in another thread. None if there is none.
+
+        For an object that one holder has at a time, where something else than the frame that
+        entered the block leaves it.
+        """
+        here, running = _thread_or_task(), _frames_of_other_threads()
+        waiting = [
+            block
+            for block in reversed(list(self._open))
+            if block.frame is not None and block.frame not in running
+        ]
+        waiting.sort(key=lambda block: block.entered_by != here)
+        if not waiting:
+            return None
+        del self._open[waiting[0]]
+        return waiting[0].held
 
     def drop(self, frame: FrameType, held: T) -> None:
         """Take the block of *frame* out that holds *held*, wherever it stands."""
@@ -125,6 +150,16 @@ class _Block(Generic[T]):
     @property
     def opener(self) -> object:
         return self.frame.f_locals.get("self") if self.frame is not None else None
+
+
+def _frames_of_other_threads() -> set[FrameType]:
+    frames = set()
+    for thread, innermost in sys._current_frames().items():
+        frame: FrameType | None = innermost if thread != get_ident() else None
+        while frame is not None:
+            frames.add(frame)
+            frame = frame.f_back
+    return frames
 
 
 def _thread_or_task() -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +17,7 @@ from psycopg.transaction import OutOfOrderTransactionNesting
 from psycopg_pool import PoolTimeout
 
 from ..config import Config
-from .blocks import Blocks
+from .blocks import Blocks, calling_frame
 from .failures import can_pass, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping
 from .opening import Configure, ServerConnection, get_attributes
@@ -184,9 +183,10 @@ class NormalConnection:
     # Blocks
 
     def __enter__(self) -> psycopg.Connection[Any]:
+        frame = calling_frame()
         turn = self._current_turn()
         block = self._outermost_block() if turn is None else self._nested_block(turn)
-        self._state().blocks.enter(sys._getframe(1), block)
+        self._state().blocks.enter(frame, block)
         return block.conn
 
     def __exit__(
@@ -195,7 +195,7 @@ class NormalConnection:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> bool | None:
-        block = self._leave_block(sys._getframe(1))
+        block = self._leave_block(calling_frame())
         if block is None:
             return None  # a block that the parent process opened: nothing here is ours
         # A successor may have served it.
@@ -290,7 +290,7 @@ class NormalConnection:
     def _leave_block(self, frame: FrameType) -> _Block | None:
         """The block that *frame* ends, taken out; None for one of the parent process."""
         own = self._state()
-        block = own.blocks.leave(frame)
+        block = own.blocks.leave(frame) or own.blocks.leave_newest()
         others = [state for state in list(self._states.values()) if state is not own]
         if block is None and not any(len(state.blocks) for state in others):
             raise RuntimeError(

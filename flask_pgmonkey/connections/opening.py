@@ -227,9 +227,8 @@ class AsyncServerConnection(psycopg.AsyncConnection[Any]):
         row_factory: AsyncRowFactory[Any] | None,
     ) -> Self:
         """:meth:`ServerConnection.open`, on the running loop."""
-        conn = await cls.connect(
-            **config.connect_kwargs(), autocommit=True, row_factory=row_factory
-        )
+        kwargs = await config.connect_kwargs_on_loop()
+        conn = await cls.connect(**kwargs, autocommit=True, row_factory=row_factory)
         try:
             if settings:
                 await conn._apply(config, settings)

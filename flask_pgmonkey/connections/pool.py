@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from time import monotonic
@@ -17,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from ..config import Config
-from .blocks import Blocks, entering_frame
+from .blocks import Blocks, calling_frame, frame_of_block
 from .failures import copy_for_waiter
 from .lending import Lending
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping
@@ -282,8 +281,9 @@ class PoolConnection:
     # Blocks
 
     def __enter__(self) -> psycopg.Connection[Any]:
+        frame = calling_frame()
         conn = self.borrow()
-        self._state().blocks.enter(sys._getframe(1), conn)
+        self._state().blocks.enter(frame, conn)
         return conn
 
     def __exit__(
@@ -292,10 +292,11 @@ class PoolConnection:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        conn = self._state().blocks.leave(sys._getframe(1))
+        frame = calling_frame()
+        conn = self._state().blocks.leave(frame)
         if conn is not None:
             self._end_block(conn, exc_type is not None)
-        elif not self._is_block_of_parent_process(sys._getframe(1)):
+        elif not self._is_block_of_parent_process(frame):
             raise RuntimeError(
                 "this block of the pool was not opened here: use pool.connection(), which"
                 " can be entered and left anywhere"
@@ -318,33 +319,36 @@ class PoolConnection:
 
         :param timeout: as for :meth:`borrow`.
         """
-        return self._connection(timeout)
+        return self._connection(calling_frame(), timeout)
 
     def transaction(self) -> AbstractContextManager[psycopg.Connection[Any]]:
         """A transaction on the current block's connection, nested a savepoint; outside a block it
         is a block. Gives the psycopg connection."""
-        return self._transaction()
+        return self._transaction(calling_frame())
 
     def cursor(self, *args: Any, **kwargs: Any) -> AbstractContextManager[psycopg.Cursor[Any]]:
         """A cursor on the current block's connection; outside a block, ``with pool.cursor() as
         cur:`` is a block. Takes what :meth:`psycopg.Connection.cursor` takes."""
-        conn = self._current(sys._getframe(1))
+        frame = calling_frame()
+        conn = self._current(frame)
         if conn is not None:
             return cast("psycopg.Cursor[Any]", conn.cursor(*args, **kwargs))
-        return self._cursor_block(args, kwargs)
+        return self._cursor_block(frame, args, kwargs)
 
-    # A generator's body begins where it is entered, for each call of a function that it decorates,
+    # A generator's body begins when it is entered, for each call of a function that it decorates,
     # and ends with the generator, if that is dropped. Each is one generator only: of several that
     # are garbage together, any could be the first to end.
 
     @contextmanager
-    def _connection(self, timeout: float | None) -> Iterator[psycopg.Connection[Any]]:
-        with _Block(self, entering_frame(), timeout) as conn:
+    def _connection(
+        self, maker: FrameType, timeout: float | None
+    ) -> Iterator[psycopg.Connection[Any]]:
+        with _Block(self, frame_of_block(maker), timeout) as conn:
             yield conn
 
     @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        frame = entering_frame()
+    def _transaction(self, maker: FrameType) -> Iterator[psycopg.Connection[Any]]:
+        frame = frame_of_block(maker)
         current = self._current(frame)
         if current is not None:
             with current.transaction():
@@ -355,19 +359,19 @@ class PoolConnection:
 
     @contextmanager
     def _cursor_block(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, maker: FrameType, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Iterator[psycopg.Cursor[Any]]:
-        with _Block(self, entering_frame()) as conn, conn.cursor(*args, **kwargs) as cursor:
+        with _Block(self, frame_of_block(maker)) as conn, conn.cursor(*args, **kwargs) as cursor:
             yield cursor
 
     def commit(self) -> None:
         """Commit the current block's transaction; does nothing outside a block."""
-        if (conn := self._current(sys._getframe(1))) is not None:
+        if (conn := self._current(calling_frame())) is not None:
             conn.commit()
 
     def rollback(self) -> None:
         """Roll back the current block's transaction; does nothing outside a block."""
-        if (conn := self._current(sys._getframe(1))) is not None:
+        if (conn := self._current(calling_frame())) is not None:
             conn.rollback()
 
     def _current(self, frame: FrameType) -> ServerConnection | None:

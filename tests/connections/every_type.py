@@ -75,6 +75,7 @@ _SYNC_NAMES = {
     "AsyncExitStack": "ExitStack",
     "clear_cache_async": "clear_cache",
     "enter_async_context": "enter_context",
+    "push_async_exit": "push",
 }
 
 

@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack  # noqa: F401 (what the sync bodies use)
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,6 +23,7 @@ from psycopg_pool import PoolTimeout
 from flask_pgmonkey.config import read_config
 from flask_pgmonkey.connections import NormalConnection
 
+from ..programs import run_program
 from ..servers import PrivateServer
 from .every_type import AsyncCase, errors, sync_and_async, within
 
@@ -424,6 +426,60 @@ async def test_a_successor_serves_who_waits_and_who_comes_while_a_block_runs_on(
     await case.wait_for_sessions(1)
     assert case.sessions() == {served_by}
     assert await note(4) == served_by
+
+
+@sync_and_async
+async def test_a_stack_may_end_its_block_in_another_thread_or_task(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open(pool={"timeout": 1})
+    stack = AsyncExitStack()
+
+    async def begin() -> None:
+        conn = await stack.enter_async_context(connection)
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+
+    assert await case.outcome(case.start(begin)) is None
+    await stack.aclose()
+    assert case.rows(NOTES) == [("kept",)]
+    async with connection as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+@sync_and_async
+async def test_a_stack_may_end_blocks_that_were_entered_by_hand(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open(pool={"timeout": 1})
+
+    async def enter() -> Any:
+        return await connection.__aenter__()
+
+    async with AsyncExitStack() as stack:
+        await connection.__aenter__()
+        stack.push_async_exit(connection.__aexit__)
+        conn = await enter()
+        stack.push_async_exit(connection.__aexit__)
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",)]
+    async with connection as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+
+
+def test_a_block_may_end_in_an_exit_handler(database: dict[str, Any]) -> None:
+    run = run_program(
+        """
+        import atexit
+        from flask_pgmonkey import PGConnectionManager
+
+        manager = PGConnectionManager()
+        connection = manager.get_database_connection_from_dict(config, "normal")
+        connection.__enter__().execute("CREATE TABLE kept ()")
+        atexit.register(connection.__exit__, None, None, None)
+        """,
+        {"connection_settings": database},
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    with psycopg.connect(**database) as conn:
+        assert conn.execute("SELECT FROM kept").fetchall() == []
 
 
 @sync_and_async

@@ -156,6 +156,26 @@ async def test_an_exit_stacks_connection_is_that_of_the_function_around_it(case:
 
 
 @sync_and_async
+async def test_a_block_that_a_helper_enters_is_that_of_the_function_that_made_it(
+    case: AsyncCase,
+) -> None:
+    async def enter() -> Any:
+        return await manager.__aenter__()
+
+    case.run_on_server(TABLE)
+    pool = await case.open()
+    manager = pool.connection()
+    conn = await enter()
+    await conn.execute("INSERT INTO notes VALUES ('undone')")
+    await pool.rollback()
+    async with pool.cursor() as cursor:
+        assert cursor.connection is conn
+    await manager.__aexit__(None, None, None)
+    assert case.rows(NOTES) == []
+    await case.expect_nothing_out(pool)
+
+
+@sync_and_async
 async def test_each_call_of_a_decorated_function_is_a_block_of_its_own(case: AsyncCase) -> None:
     case.run_on_server(TABLE)
     pool = await case.open()
