@@ -386,7 +386,7 @@ def _read_bind(state: _AppState, name: str) -> Config:
     if source == _EMBEDDED:
         settings = _start_embedded(state.postgres_folder)
         config = read_config({"connection_settings": settings}, origin=_EMBEDDED)
-        return _EmbeddedConfig(**vars(config), folder=state.postgres_folder)
+        return _EmbeddedConfig(config, state.postgres_folder)
     return read_config(
         source,
         resolve_env=state.resolve_env,
@@ -395,15 +395,17 @@ def _read_bind(state: _AppState, name: str) -> Config:
     )
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class _EmbeddedConfig(Config):
     """For a server that may die, or lose the folder of its socket, before the app ends."""
 
-    folder: str = ""
+    def __init__(self, config: Config, folder: str) -> None:
+        super().__init__(**vars(config))
+        object.__setattr__(self, "_folder", folder)  # the class is frozen
+        self._folder: str
 
     def connect_kwargs(self) -> dict[str, Any]:
         """Start the server unless it runs, and give what leads to it now."""
-        return super().connect_kwargs() | _start_embedded(self.folder)
+        return super().connect_kwargs() | _start_embedded(self._folder)
 
     async def connect_kwargs_on_loop(self) -> dict[str, Any]:
         """:meth:`connect_kwargs`, in a thread: the server may have to start."""

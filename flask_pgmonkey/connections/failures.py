@@ -10,15 +10,15 @@ import psycopg
 from ..errors import PGMonkeyError
 
 # libpq gives no SQLSTATE for a failed connection, only the server's words (PQerrorMessage).
-_PASSES_BY_ITSELF = re.compile(
+# Compiled when the first connection fails, for the sake of the import.
+_PASSES_BY_ITSELF = (
     r"starting up|shutting down|in recovery|not (?:yet )?accepting connections"
     r"|too many clients|too many connections|connection slots|no more connections allowed"
     r"|terminating connection|cannot connect to server|server login"
-    r"|SSL SYSCALL error|unexpected eof",
-    re.IGNORECASE,
+    r"|SSL SYSCALL error|unexpected eof"
 )
-_SPOKEN_BY_SERVER_OR_TLS = re.compile(
-    r"\bFATAL\b|\bSSL\b|certificate|no password supplied|authentication method", re.IGNORECASE
+_SPOKEN_BY_SERVER_OR_TLS = (
+    r"\bFATAL\b|\bSSL\b|certificate|no password supplied|authentication method"
 )
 
 
@@ -30,8 +30,11 @@ def can_pass(error: BaseException) -> bool:
     """
     if not isinstance(error, psycopg.OperationalError):
         return False
-    words = str(error)
-    return bool(_PASSES_BY_ITSELF.search(words)) or not _SPOKEN_BY_SERVER_OR_TLS.search(words)
+    return _is_found(_PASSES_BY_ITSELF, error) or not _is_found(_SPOKEN_BY_SERVER_OR_TLS, error)
+
+
+def _is_found(pattern: str, error: BaseException) -> bool:
+    return re.search(pattern, str(error), re.IGNORECASE) is not None
 
 
 def copy_for_waiter(error: Exception) -> Exception:
