@@ -11,29 +11,16 @@ import asyncio
 import concurrent.futures
 import contextvars
 import logging
-import os
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-    nullcontext,
-    suppress,
-)
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import psycopg
-
-from .database import AsyncQueries, AsyncTransaction, IsolationLevel, PooledAsyncQueries
-from .manager import before_closing_at_exit, close_all_at_exit
-
-if TYPE_CHECKING:
-    from psycopg.abc import Params, Query
-    from psycopg.rows import AsyncRowFactory
+from .connections.at_exit import before_closing, close_at_exit
+from .per_process import PerProcess
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -184,7 +171,9 @@ class _LoopThread:
         self.loop.close()
 
 
-class _ProcessState:
+class _BackgroundState:
+    """What a process has; a forked child has no background thread, and begins with none."""
+
     def __init__(self) -> None:
         # Reentrant: a job that is collected meanwhile logs its failure, and logging may submit.
         self.starting = threading.RLock()
@@ -192,23 +181,18 @@ class _ProcessState:
         self.is_exiting = False
 
 
-_states: dict[int, _ProcessState] = {}
-
-
-def _process_state() -> _ProcessState:
-    # A forked child has no background thread, and begins with none.
-    return _states.get(os.getpid()) or _states.setdefault(os.getpid(), _ProcessState())
+_states: PerProcess[_BackgroundState] = PerProcess(_BackgroundState)
 
 
 def _end_at_exit(deadline: float) -> None:
-    state = _process_state()
+    state = _states.here()
     with state.starting:
         state.is_exiting = True
     if state.thread is not None:
         state.thread.end(deadline)
 
 
-before_closing_at_exit.append(_end_at_exit)
+before_closing.append(_end_at_exit)
 
 
 class Background:
@@ -228,7 +212,7 @@ class Background:
         :raises RuntimeError: in a process that gevent has patched, or that is exiting.
         """
         _require_coroutine(coro)
-        return _submit(coro, self._app_context)
+        return submit_to_background(coro, self._app_context)
 
     def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run *coro* and wait for its result; blocks the calling thread.
@@ -237,7 +221,7 @@ class Background:
             for :meth:`submit`.
         """
         _require_coroutine(coro)
-        if _runs_here():
+        if is_in_background():
             coro.close()
             raise RuntimeError(
                 "background.run() was called on the background loop and would wait for itself:"
@@ -258,191 +242,35 @@ def _require_coroutine(coro: object) -> None:
         )
 
 
-def _submit(
+def submit_to_background(
     coro: Coroutine[Any, Any, T], context: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> Job[T]:
     """Start *coro*, within a *context* of its own, on the background loop."""
     try:
         _refuse_gevent()
-        state = _process_state()
+        state = _states.here()
         with state.starting:
             if state.is_exiting:
                 raise RuntimeError("the process is exiting: nothing can be submitted any more")
             if state.thread is None:
                 state.thread = _LoopThread()
-            close_all_at_exit()
+            close_at_exit()
             return state.thread.start(coro, context)
     except BaseException:
         coro.close()
         raise
 
 
-async def hop(coro: Coroutine[Any, Any, T]) -> T:
+async def await_in_background(coro: Coroutine[Any, Any, T]) -> T:
     """Await *coro* on the background loop, from any loop. Cancellation is carried through."""
-    if _runs_here():
+    if is_in_background():
         return await coro
-    return await asyncio.wrap_future(_submit(coro))
+    return await asyncio.wrap_future(submit_to_background(coro))
 
 
-def _runs_here() -> bool:
-    thread = _process_state().thread
+def is_in_background() -> bool:
+    thread = _states.here().thread
     return thread is not None and thread.is_current()
-
-
-class _QueriesFromAnyLoop:
-    """The methods of :class:`AsyncQueries`, each run on the background loop."""
-
-    def __init__(self, there: AsyncQueries) -> None:
-        self._there = there
-
-    async def fetch_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> Any:
-        """The first row of the result, or None if there is none. See :class:`AsyncDatabase`."""
-        return await hop(self._there.fetch_one(query, params, row_factory=row_factory))
-
-    async def fetch_all(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> list[Any]:
-        """All rows of the result."""
-        return await hop(self._there.fetch_all(query, params, row_factory=row_factory))
-
-    async def fetch_value(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> Any:
-        """The first column of the first row, or None if there is no row."""
-        return await hop(self._there.fetch_value(query, params, row_factory=row_factory))
-
-    async def execute(self, query: Query, params: Params | None = None) -> int:
-        """Run a query whose rows nobody wants; gives the number of rows affected."""
-        return await hop(self._there.execute(query, params))
-
-    async def execute_many(self, query: Query, params_seq: Iterable[Params]) -> int:
-        """Run a query with each set of parameters, all of them or none."""
-        return await hop(self._there.execute_many(query, params_seq))
-
-
-class BackgroundTransaction(_QueriesFromAnyLoop):
-    """What ``db.aio.transaction()`` gives: the same queries, within the transaction."""
-
-    _there: AsyncTransaction
-
-    def __repr__(self) -> str:
-        return repr(self._there).replace("Async", "Background")
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[BackgroundTransaction]:
-        """A savepoint: an exception in its block undoes what the block did."""
-        async with _pinned(self._there.transaction()) as nested:
-            yield nested
-
-
-class BackgroundDatabase(_QueriesFromAnyLoop):
-    """An async database on the background loop, whose methods can be awaited from any loop."""
-
-    _there: PooledAsyncQueries
-
-    def __repr__(self) -> str:
-        return f"<BackgroundDatabase {self._there.config.target}>"
-
-    async def connect(self) -> None:
-        """Open the pool, so that a server that cannot be reached shows at the start.
-
-        :raises psycopg.OperationalError: at once, with the server's words.
-        """
-        await hop(self._there.connect())
-
-    async def disconnect(self) -> None:
-        """Close the pool; the next query opens it again."""
-        await hop(self._there.disconnect())
-
-    @asynccontextmanager
-    async def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> AsyncIterator[BackgroundTransaction]:
-        """A block whose queries, those of the object it gives, are committed together.
-
-        An exception rolls all of them back. One connection is pinned for the block.
-        """
-        async with _pinned(self._there.transaction(isolation_level, read_only)) as transaction:
-            yield transaction
-
-
-@asynccontextmanager
-async def _pinned(
-    block: AbstractAsyncContextManager[AsyncTransaction],
-) -> AsyncIterator[BackgroundTransaction]:
-    """A block that is entered and left on the background loop, from any loop."""
-    if _runs_here():
-        async with block as transaction:
-            yield BackgroundTransaction(transaction)
-        return
-    pinned = _PinnedBlock(block)
-    transaction = await pinned.begin()
-    try:
-        yield BackgroundTransaction(transaction)
-    except BaseException:
-        await pinned.end(commit=False)
-        raise
-    await pinned.end(commit=True)
-
-
-class _PinnedBlock:
-    """A block that one job on the background loop holds open from begin to end.
-
-    Whenever that job is cancelled, it rolls back and gives its connection back.
-    """
-
-    def __init__(self, block: AbstractAsyncContextManager[AsyncTransaction]) -> None:
-        self._block = block
-        self._begun: concurrent.futures.Future[AsyncTransaction] = concurrent.futures.Future()
-        self._over: asyncio.Future[bool] | None = None
-
-    async def begin(self) -> AsyncTransaction:
-        self._job = _submit(self._hold())
-        self._job.add_done_callback(self._pass_failure_on)
-        try:
-            return await asyncio.wrap_future(self._begun)
-        except BaseException:
-            self._job.cancel()
-            raise
-
-    async def end(self, commit: bool) -> None:
-        self._job._loop.call_soon_threadsafe(self._set_over, commit)
-        await asyncio.wrap_future(self._job)
-
-    async def _hold(self) -> None:
-        self._over = asyncio.get_running_loop().create_future()
-        with suppress(psycopg.Rollback):  # psycopg lets it through where the connection is dead
-            async with self._block as transaction:
-                if self._begun.set_running_or_notify_cancel():
-                    self._begun.set_result(transaction)
-                if not await self._over:
-                    raise psycopg.Rollback
-
-    def _set_over(self, commit: bool) -> None:
-        if self._over is not None and not self._over.done():
-            self._over.set_result(commit)
-
-    def _pass_failure_on(self, job: concurrent.futures.Future[None]) -> None:
-        if self._begun.done():
-            return
-        if job.cancelled():
-            self._begun.cancel()
-        elif (error := job.exception()) is not None:
-            self._begun.set_exception(error)
 
 
 def _refuse_gevent() -> None:

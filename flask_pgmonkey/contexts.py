@@ -19,8 +19,8 @@ from psycopg.pq import TransactionStatus
 
 from .connections import PoolConnection
 from .connections.liveness import is_connected
-from .connections.opening import ServerConnection
-from .database import Transaction
+from .connections.server_connection import ServerConnection
+from .queries import Transaction
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -90,7 +90,7 @@ class HeldConnection:
         self.uses.append(None)
         try:
             if self._app is None:
-                raise has_ended()
+                raise error_of_ended_context()
             request_context = _request_context.get(None)
             if request_context is not self._request:
                 self._notice_request(request_context)
@@ -110,13 +110,13 @@ class HeldConnection:
                     return conn  # another thread of this context has borrowed it
                 self.conn = None
                 if len(self.uses) > 1:  # another thread is about to find it dead too
-                    conn.ledger.owner.abandon(conn)
+                    conn.record.source.abandon(conn)
                 else:
-                    conn.ledger.owner.release(conn)
+                    conn.record.source.release(conn)
             if self._app is None:
-                raise has_ended()
+                raise error_of_ended_context()
             self.conn = conn = self._get_pool(self._app).borrow(autocommit=True)
-            conn.ledger.holder = self
+            conn.record.uses = self.uses
             return conn
 
     def take_over(self) -> tuple[ServerConnection, bool]:
@@ -131,7 +131,7 @@ class HeldConnection:
             with self._lock:
                 app = self._app
                 if app is None:
-                    raise has_ended()
+                    raise error_of_ended_context()
                 if self.conn is conn:
                     self.conn = None  # first this: who comes now waits for the lock
                     if len(self.uses) == 1:
@@ -139,7 +139,7 @@ class HeldConnection:
                     self.conn = conn
             # Another thread of this context is using it.
             own = self._get_pool(app).borrow(autocommit=True)
-            own.ledger.holder = self
+            own.record.uses = self.uses
             return own, True
         finally:
             self.uses.pop()
@@ -204,8 +204,8 @@ class HeldConnection:
             ):
                 self._end_what_is_open(conn)
             else:
-                conn.ledger.owner.release(conn)
-        # A connection's ledger goes on referring to this object.
+                conn.record.source.release(conn)
+        # A suspended generator may go on referring to this object.
         self._request = None
         if self._found_open:
             self._found_open.clear()
@@ -216,7 +216,7 @@ class HeldConnection:
             return
         if self._is_at_work(conn):
             self._roll_back(conn, self.open_transactions, by_hand=True)
-        conn.ledger.owner.release(conn)
+        conn.record.source.release(conn)
 
     def _is_at_work(self, conn: ServerConnection) -> bool:
         return bool(self.open_transactions) or conn.pgconn.transaction_status in _AT_WORK
@@ -234,10 +234,10 @@ class HeldConnection:
         logger.warning(
             "%s left a query or a transaction running on its connection to %s: it is closed.",
             self._describe(),
-            conn.ledger.owner.config.target,
+            conn.record.source.config.target,
         )
         self.open_transactions.clear()
-        conn.ledger.owner.abandon(conn)
+        conn.record.source.abandon(conn)
 
     def _describe(self) -> str:
         # At the end of an app context the request is gone.
@@ -248,7 +248,7 @@ class HeldConnection:
         self, conn: ServerConnection, leftover: list[OpenTransaction], by_hand: bool
     ) -> None:
         is_busy = conn.pgconn.transaction_status == TransactionStatus.ACTIVE
-        target = conn.ledger.owner.config.target
+        target = conn.record.source.config.target
         logger.warning(
             "%s left %s on its connection to %s: it is rolled back. Use 'with db.transaction():'.",
             self._describe(),
@@ -306,7 +306,7 @@ def held_connection(bind: object, get_pool: Callable[[Flask], PoolConnection]) -
     elif context is not None:
         push = _current_push(app_context)
         if push is None or push is context.ended_push:
-            raise has_ended()
+            raise error_of_ended_context()
         g.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
     # Threads of one context may come here at the same time; all get the same one.
     shared: Context = g.setdefault(_ON_G, Context())
@@ -342,7 +342,7 @@ def _roll_back_what_the_request_left(sender: Flask, **extra: object) -> None:
             logger.exception("Could not roll back what %s left open", describe_context())
 
 
-def has_ended() -> RuntimeError:
+def error_of_ended_context() -> RuntimeError:
     """The error of code that runs on after its context."""
     return RuntimeError(
         "the request or app context that this code belongs to has ended. Wrap a streaming"

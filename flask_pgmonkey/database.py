@@ -1,196 +1,23 @@
-"""Queries, given a source of connections.
-
-A single query is durable when it returns: connections are borrowed in autocommit, so that it costs
-one round trip. ``transaction()`` groups several.
-"""
+"""Databases outside Flask: queries over a pool."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
-
-import psycopg
-from psycopg.rows import scalar_row
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .config import Config, ConfigSource, read_config
-from .connections import AsyncPoolConnection, Configure, PoolConnection
-from .connections.opening import AsyncServerConnection, ServerConnection
+from .connections import Configure, PoolConnection
+from .connections.server_connection import ServerConnection
+from .connections.server_connection_async import AsyncServerConnection
 from .manager import PGConnectionManager
+from .queries import IsolationLevel, Queries, Transaction, outermost_transaction
+from .queries_async import AsyncQueries, AsyncTransaction, outermost_async_transaction
 
 if TYPE_CHECKING:
-    from psycopg.abc import Params, Query, QueryNoTemplate
     from psycopg.rows import AsyncRowFactory, RowFactory
 
-IsolationLevel: TypeAlias = psycopg.IsolationLevel
-
-
-class Queries(ABC):
-    """The queries of everything that has a source of connections."""
-
-    @abstractmethod
-    def _begin_use(self) -> ServerConnection:
-        """A connection in autocommit, or in the transaction that the query joins."""
-
-    @abstractmethod
-    def _end_use(self, conn: ServerConnection) -> None:
-        """The query is over."""
-
-    def fetch_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-    ) -> Any:
-        """The first row of the result, or None if there is none.
-
-        :param query: a string, a :mod:`psycopg.sql` object, or on Python 3.14 a template string.
-        :param params: the values of its placeholders.
-        :param row_factory: how to make the row; the database's own without it.
-        """
-        conn = self._begin_use()
-        try:
-            return _run(conn, query, params, row_factory).fetchone()
-        finally:
-            self._end_use(conn)
-
-    def fetch_all(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-    ) -> list[Any]:
-        """All rows of the result. Parameters as for :meth:`fetch_one`."""
-        conn = self._begin_use()
-        try:
-            return _run(conn, query, params, row_factory).fetchall()
-        finally:
-            self._end_use(conn)
-
-    def fetch_value(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-    ) -> Any:
-        """The first column of the first row, or None if there is no row.
-
-        Parameters as for :meth:`fetch_one`; with a *row_factory*, what it makes is the value.
-        """
-        return self.fetch_one(query, params, row_factory=row_factory or scalar_row)
-
-    def execute(self, query: Query, params: Params | None = None) -> int:
-        """Run a query whose rows nobody wants.
-
-        :return: the number of rows it affected; 0 for a command that affects none.
-        """
-        conn = self._begin_use()
-        try:
-            return max(0, _run(conn, query, params, None).rowcount)
-        finally:
-            self._end_use(conn)
-
-    def execute_many(self, query: Query, params_seq: Iterable[Params]) -> int:
-        """Run a query with each set of parameters, all of them or none.
-
-        :return: the number of rows affected in all.
-        """
-        # At once: a generator that queries would wait for the connection that executemany holds.
-        params_list = list(params_seq)
-        conn = self._begin_use()
-        try:
-            with conn.transaction(), conn.cursor() as cursor:
-                cursor.executemany(query, params_list)
-                return max(0, cursor.rowcount)
-        finally:
-            self._end_use(conn)
-
-
-class Transaction(Queries):
-    """What ``transaction()`` gives: the same queries, within the transaction.
-
-    :ivar connection: the psycopg connection that the transaction is on.
-    """
-
-    def __init__(self, conn: ServerConnection) -> None:
-        self._conn: ServerConnection | None = conn
-
-    def __repr__(self) -> str:
-        return f"<Transaction {'over' if self._conn is None else 'open'}>"
-
-    @property
-    def connection(self) -> psycopg.Connection[Any]:
-        """The psycopg connection that the transaction is on."""
-        return self._begin_use()
-
-    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
-        """A cursor; takes what :meth:`psycopg.Connection.cursor` takes."""
-        return cast("psycopg.Cursor[Any]", self._begin_use().cursor(*args, **kwargs))
-
-    @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """A savepoint: an exception in its block undoes what the block did."""
-        with nested_transaction(self._begin_use()) as nested:
-            yield nested
-
-    def _begin_use(self) -> ServerConnection:
-        if self._conn is None:
-            raise RuntimeError("this transaction is over: use it within its block")
-        return self._conn
-
-    def _end_use(self, conn: ServerConnection) -> None:
-        pass
-
-    def _end(self) -> None:
-        self._conn = None
-
-
-@contextmanager
-def outermost_transaction(
-    conn: ServerConnection, isolation_level: IsolationLevel | None, read_only: bool | None
-) -> Iterator[Transaction]:
-    """A transaction on a connection that is in none.
-
-    Isolation level and access mode go with BEGIN, so they cost no round trip.
-    """
-    before = conn.isolation_level, conn.read_only
-    if isolation_level is not None:
-        conn.isolation_level = isolation_level
-    if read_only is not None:
-        conn.read_only = read_only
-    try:
-        with nested_transaction(conn) as transaction:
-            yield transaction
-    finally:
-        if not conn.closed and before != (conn.isolation_level, conn.read_only):
-            conn.isolation_level, conn.read_only = before
-
-
-@contextmanager
-def nested_transaction(conn: ServerConnection) -> Iterator[Transaction]:
-    """A transaction, or a savepoint where one is open."""
-    with conn.transaction():
-        transaction = Transaction(conn)
-        try:
-            yield transaction
-        finally:
-            transaction._end()
-
-
-def _run(
-    conn: ServerConnection,
-    query: Query,
-    params: Params | None,
-    row_factory: RowFactory[Any] | None,
-) -> psycopg.Cursor[Any]:
-    # As conn.cursor() makes it, without what execute() checks again.
-    cursor = conn.cursor_factory(conn, row_factory=row_factory or conn.row_factory)
-    # The signature wants template strings apart, which take no parameters.
-    return cursor.execute(query, params)  # type: ignore[arg-type]
+T = TypeVar("T")
 
 
 class Database(Queries):
@@ -228,8 +55,7 @@ class Database(Queries):
     @property
     def pool(self) -> PoolConnection:
         """The pool, opened if need be."""
-        pool: PoolConnection = self.manager.connection_for(self._config, "pool")
-        return pool
+        return self.manager.pool_for(self._config)
 
     @contextmanager
     def transaction(
@@ -254,172 +80,7 @@ class Database(Queries):
         return self.pool.borrow(autocommit=True)
 
     def _end_use(self, conn: ServerConnection) -> None:
-        pool: PoolConnection = conn.ledger.owner
-        pool.release(conn)
-
-
-class AsyncQueries(ABC):
-    """:class:`Queries` for async code."""
-
-    @abstractmethod
-    async def _begin_use(self) -> AsyncServerConnection:
-        """A connection in autocommit, or in the transaction that the query joins."""
-
-    @abstractmethod
-    async def _end_use(self, conn: AsyncServerConnection) -> None:
-        """The query is over."""
-
-    async def fetch_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> Any:
-        """The first row of the result, or None if there is none.
-
-        :param query: a string, a :mod:`psycopg.sql` object, or on Python 3.14 a template string.
-        :param params: the values of its placeholders.
-        :param row_factory: how to make the row; the database's own without it.
-        """
-        conn = await self._begin_use()
-        try:
-            return await (await _run_async(conn, query, params, row_factory)).fetchone()
-        finally:
-            await self._end_use(conn)
-
-    async def fetch_all(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> list[Any]:
-        """All rows of the result. Parameters as for :meth:`fetch_one`."""
-        conn = await self._begin_use()
-        try:
-            return await (await _run_async(conn, query, params, row_factory)).fetchall()
-        finally:
-            await self._end_use(conn)
-
-    async def fetch_value(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> Any:
-        """The first column of the first row, or None if there is no row.
-
-        Parameters as for :meth:`fetch_one`; with a *row_factory*, what it makes is the value.
-        """
-        return await self.fetch_one(query, params, row_factory=row_factory or scalar_row)
-
-    async def execute(self, query: Query, params: Params | None = None) -> int:
-        """Run a query whose rows nobody wants.
-
-        :return: the number of rows it affected; 0 for a command that affects none.
-        """
-        conn = await self._begin_use()
-        try:
-            return max(0, (await _run_async(conn, query, params, None)).rowcount)
-        finally:
-            await self._end_use(conn)
-
-    async def execute_many(self, query: Query, params_seq: Iterable[Params]) -> int:
-        """Run a query with each set of parameters, all of them or none.
-
-        :return: the number of rows affected in all.
-        """
-        params_list = list(params_seq)
-        conn = await self._begin_use()
-        try:
-            async with conn.transaction(), conn.cursor() as cursor:
-                await cursor.executemany(query, params_list)
-                return max(0, cursor.rowcount)
-        finally:
-            await self._end_use(conn)
-
-
-class AsyncTransaction(AsyncQueries):
-    """What ``transaction()`` gives: the same queries, within the transaction."""
-
-    def __init__(self, conn: AsyncServerConnection) -> None:
-        self._conn: AsyncServerConnection | None = conn
-
-    def __repr__(self) -> str:
-        return f"<AsyncTransaction {'over' if self._conn is None else 'open'}>"
-
-    @property
-    def connection(self) -> psycopg.AsyncConnection[Any]:
-        """The psycopg connection that the transaction is on."""
-        return self._connection_in_use()
-
-    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.AsyncCursor[Any]:
-        """A cursor; takes what :meth:`psycopg.AsyncConnection.cursor` takes."""
-        return cast("psycopg.AsyncCursor[Any]", self._connection_in_use().cursor(*args, **kwargs))
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncTransaction]:
-        """A savepoint: an exception in its block undoes what the block did."""
-        async with nested_async_transaction(self._connection_in_use()) as nested:
-            yield nested
-
-    def _connection_in_use(self) -> AsyncServerConnection:
-        if self._conn is None:
-            raise RuntimeError("this transaction is over: use it within its block")
-        return self._conn
-
-    async def _begin_use(self) -> AsyncServerConnection:
-        return self._connection_in_use()
-
-    async def _end_use(self, conn: AsyncServerConnection) -> None:
-        pass
-
-    def _end(self) -> None:
-        self._conn = None
-
-
-@asynccontextmanager
-async def outermost_async_transaction(
-    conn: AsyncServerConnection, isolation_level: IsolationLevel | None, read_only: bool | None
-) -> AsyncIterator[AsyncTransaction]:
-    """:func:`outermost_transaction`, on the running loop."""
-    before = conn.isolation_level, conn.read_only
-    if isolation_level is not None:
-        await conn.set_isolation_level(isolation_level)
-    if read_only is not None:
-        await conn.set_read_only(read_only)
-    try:
-        async with nested_async_transaction(conn) as transaction:
-            yield transaction
-    finally:
-        if not conn.closed and before != (conn.isolation_level, conn.read_only):
-            await conn.set_isolation_level(before[0])
-            await conn.set_read_only(before[1])
-
-
-@asynccontextmanager
-async def nested_async_transaction(
-    conn: AsyncServerConnection,
-) -> AsyncIterator[AsyncTransaction]:
-    """A transaction, or a savepoint where one is open."""
-    async with conn.transaction():
-        transaction = AsyncTransaction(conn)
-        try:
-            yield transaction
-        finally:
-            transaction._end()
-
-
-async def _run_async(
-    conn: AsyncServerConnection,
-    query: Query,
-    params: Params | None,
-    row_factory: AsyncRowFactory[Any] | None,
-) -> psycopg.AsyncCursor[Any]:
-    cursor = conn.cursor() if row_factory is None else conn.cursor(row_factory=row_factory)
-    return await cursor.execute(cast("QueryNoTemplate", query), params)
+        conn.record.source.release(conn)
 
 
 class PooledAsyncQueries(AsyncQueries):
@@ -437,11 +98,11 @@ class PooledAsyncQueries(AsyncQueries):
 
         :raises psycopg.OperationalError: at once, with the server's words.
         """
-        await self._pool()
+        await self.manager.async_pool_for(self.config)
 
     async def disconnect(self) -> None:
         """Close the pool of this loop; the next query opens it again."""
-        pool: AsyncPoolConnection | None = self.manager.cached_connection(self.config, "async_pool")
+        pool = self.manager.cached_async_pool(self.config)
         if pool is not None:
             await pool.disconnect()
 
@@ -453,23 +114,21 @@ class PooledAsyncQueries(AsyncQueries):
 
         An exception rolls all of them back. Borrows one connection for the block.
         """
-        conn = await self._begin_use()
+        pool = await self.manager.async_pool_for(self.config)
+        conn = await pool.borrow(autocommit=True)
         try:
             async with outermost_async_transaction(conn, isolation_level, read_only) as transaction:
                 yield transaction
         finally:
-            await self._end_use(conn)
+            await pool.release(conn)
 
-    async def _pool(self) -> AsyncPoolConnection:
-        pool: AsyncPoolConnection = await self.manager.connection_for(self.config, "async_pool")
-        return pool
-
-    async def _begin_use(self) -> AsyncServerConnection:
-        return await (await self._pool()).borrow(autocommit=True)
-
-    async def _end_use(self, conn: AsyncServerConnection) -> None:
-        pool: AsyncPoolConnection = conn.ledger.owner
-        await pool.release(conn)
+    async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
+        pool = await self.manager.async_pool_for(self.config)
+        conn = await pool.borrow(autocommit=True)
+        try:
+            return await work(conn)
+        finally:
+            await pool.release(conn)
 
 
 class AsyncDatabase(PooledAsyncQueries):

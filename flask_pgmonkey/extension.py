@@ -15,11 +15,12 @@ from weakref import WeakKeyDictionary
 import psycopg
 from flask import Flask, has_request_context
 
-from .background import Background, BackgroundDatabase
+from .aio import BackgroundDatabase
+from .background import Background
 from .config import Config, ConfigSource, check_config, read_config
 from .config.validation import Setting, switch
 from .connections import Configure, PoolConnection
-from .connections.opening import ServerConnection
+from .connections.server_connection import ServerConnection
 from .contexts import (
     HeldConnection,
     OpenTransaction,
@@ -29,16 +30,16 @@ from .contexts import (
     held_connection,
     release_what_the_context_holds,
 )
-from .database import (
+from .database import PooledAsyncQueries
+from .errors import ConfigError, MissingConfigError
+from .manager import PGConnectionManager
+from .queries import (
     IsolationLevel,
-    PooledAsyncQueries,
     Queries,
     Transaction,
     nested_transaction,
     outermost_transaction,
 )
-from .errors import ConfigError, MissingConfigError
-from .manager import PGConnectionManager
 from .streaming import RowStream
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class BoundDatabase(Queries):
         held = self._held()
         conn, is_own = held.take_over()
         if is_own:
-            give_back = conn.ledger.owner.release
+            give_back = conn.record.source.release
             return RowStream(conn, query, params, batch_size, row_factory, give_back=give_back)
         transactions = held.open_transactions
         innermost = transactions[-1] if transactions else None
@@ -172,7 +173,7 @@ class BoundDatabase(Queries):
         return held_connection(self._key, self._get_pool).begin_use()
 
     def _end_use(self, conn: ServerConnection) -> None:
-        conn.ledger.holder.uses.pop()
+        conn.record.uses.pop()
 
     def _held(self) -> HeldConnection:
         return held_connection(self._key, self._get_pool)
@@ -184,7 +185,7 @@ class BoundDatabase(Queries):
         pool = find() if find is not None else None
         if pool is None:
             config = self._db.get_config(self._name)
-            pool = state.manager.connection_for(config, "pool")
+            pool = state.manager.pool_for(config)
             state.find_pool[key] = state.manager.lookup(config, "pool")
         return pool
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from time import monotonic
-from typing import Any, Literal, TypeAlias, cast, overload
-from weakref import WeakSet
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 from .config import CONNECTION_TYPES, Config, read_config
 from .connections import (
@@ -21,29 +19,42 @@ from .connections import (
     PoolConnection,
     loops,
 )
-from .connections.racing import AsyncRacers, Racers
+from .connections.at_exit import close_at_exit
+from .connections.single_flight import AsyncSingleFlight, SingleFlight
 from .errors import ConfigError
+from .per_process import PerProcess
 
 SyncConnection: TypeAlias = "NormalConnection | PoolConnection"
 AsyncConnection: TypeAlias = "AsyncNormalConnection | AsyncPoolConnection"
 ConfigPath: TypeAlias = "str | os.PathLike[str]"
-_Key: TypeAlias = "tuple[str, str, asyncio.AbstractEventLoop | None]"
+ConnectionType: TypeAlias = Literal["normal", "pool", "async", "async_pool"]
+K = TypeVar("K")
+V = TypeVar("V")
+_Key: TypeAlias = tuple[str, str]
+_KeyOnLoop: TypeAlias = "tuple[str, str, asyncio.AbstractEventLoop]"
 
-_SECONDS_FOR_EXIT = 5.0
 _SECONDS_FOR_CLEARING = 2.0
-_ASYNC_TYPES = ("async", "async_pool")
 
-_sync_connections: WeakSet[SyncConnection] = WeakSet()
+_SYNC_TYPES: dict[str, type[SyncConnection]] = {"normal": NormalConnection, "pool": PoolConnection}
+_ASYNC_TYPES: dict[str, type[AsyncConnection]] = {
+    "async": AsyncNormalConnection,
+    "async_pool": AsyncPoolConnection,
+}
 
 
-class _ProcessState:
-    """What a manager has in one process: after a fork the child starts with an empty cache."""
+class _Cache:
+    """What a manager has in one process: after a fork the child starts with an empty cache.
+
+    :ivar cached: the sync connection objects, by config and type.
+    :ivar on_loops: the async ones, by config, type and event loop.
+    """
 
     def __init__(self) -> None:
-        self.cached: dict[_Key, SyncConnection | AsyncConnection] = {}
+        self.cached: dict[_Key, SyncConnection] = {}
         self.replacing = threading.Lock()
-        self.racers: Racers[SyncConnection] = Racers()
-        self.async_racers: AsyncRacers[AsyncConnection] = AsyncRacers()
+        self.on_loops: dict[_KeyOnLoop, AsyncConnection] = {}
+        self.openings: SingleFlight[SyncConnection] = SingleFlight()
+        self.openings_on_loops: AsyncSingleFlight[AsyncConnection] = AsyncSingleFlight()
 
 
 class PGConnectionManager:
@@ -71,10 +82,11 @@ class PGConnectionManager:
         self._row_factory = row_factory
         self._describe_borrower = describe_borrower
         self._files: dict[tuple[ConfigPath, bool, bool], tuple[tuple[int, ...], Config]] = {}
-        self._states: dict[int, _ProcessState] = {}
+        self._caches: PerProcess[_Cache] = PerProcess(_Cache)
 
     def __repr__(self) -> str:
-        return f"<PGConnectionManager {len(self._state().cached)} cached>"
+        cache = self._caches.here()
+        return f"<PGConnectionManager {len(cache.cached) + len(cache.on_loops)} cached>"
 
     @overload
     def get_database_connection(
@@ -116,7 +128,7 @@ class PGConnectionManager:
     def get_database_connection(
         self,
         config_file_path: ConfigPath,
-        connection_type: str | None = ...,
+        connection_type: ConnectionType | None = ...,
         force_reload: bool = ...,
         resolve_env: bool = ...,
         allow_sensitive_defaults: bool = ...,
@@ -124,7 +136,7 @@ class PGConnectionManager:
     def get_database_connection(
         self,
         config_file_path: ConfigPath,
-        connection_type: str | None = None,
+        connection_type: ConnectionType | None = None,
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
@@ -186,7 +198,7 @@ class PGConnectionManager:
     def get_database_connection_from_dict(
         self,
         config_data_dictionary: Mapping[str, Any],
-        connection_type: str | None = ...,
+        connection_type: ConnectionType | None = ...,
         force_reload: bool = ...,
         resolve_env: bool = ...,
         allow_sensitive_defaults: bool = ...,
@@ -194,7 +206,7 @@ class PGConnectionManager:
     def get_database_connection_from_dict(
         self,
         config_data_dictionary: Mapping[str, Any],
-        connection_type: str | None = None,
+        connection_type: ConnectionType | None = None,
         force_reload: bool = False,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
@@ -213,108 +225,106 @@ class PGConnectionManager:
     def connection_for(
         self, config: Config, connection_type: str | None = None, force_reload: bool = False
     ) -> Any:
-        """The connection object for a config that was read already."""
+        """The connection object for a config that was read already; an awaitable that gives it for
+        async types."""
         connection_type = connection_type or config.connection_type
         if connection_type in _ASYNC_TYPES:
             return self._get_async(config, connection_type, force_reload)
-        state = self._state()
-        key = config.key, connection_type, None
-        cached = state.cached.get(key)
-        if cached is not None and not force_reload:
-            return cached
-        if connection_type not in CONNECTION_TYPES:
+        if connection_type not in _SYNC_TYPES:
             raise ConfigError(
                 f"there is no connection type {connection_type!r}:"
                 f" use one of {', '.join(CONNECTION_TYPES)}"
             )
-        return state.racers.run(
-            (key, force_reload), lambda: self._open(state, config, key, force_reload)
-        )
+        return self._get(config, connection_type, force_reload)
+
+    def pool_for(self, config: Config) -> PoolConnection:
+        """The object of type ``pool`` for a config that was read already, open."""
+        pool: PoolConnection = self.connection_for(config, "pool")
+        return pool
+
+    async def async_pool_for(self, config: Config) -> AsyncPoolConnection:
+        """The object of type ``async_pool`` for the running loop, open."""
+        pool: AsyncPoolConnection = await self.connection_for(config, "async_pool")
+        return pool
 
     def lookup(self, config: Config, connection_type: str) -> Callable[[], Any]:
         """What gives the sync connection object that this process has in the cache, or None: in
         fewer steps than :meth:`connection_for`, because each request comes here."""
-        return partial(self._state().cached.get, (config.key, connection_type, None))
+        return partial(self._caches.here().cached.get, (config.key, connection_type))
 
-    def cached_connection(self, config: Config, connection_type: str) -> Any:
-        """What :meth:`connection_for` has in its cache, on the running loop for async types; None
-        where it would open a new one."""
-        loop = asyncio.get_running_loop() if connection_type in _ASYNC_TYPES else None
-        return self._state().cached.get((config.key, connection_type, loop))
+    def cached_async_pool(self, config: Config) -> AsyncPoolConnection | None:
+        """The object of type ``async_pool`` that is in the cache for the running loop."""
+        key = config.key, "async_pool", asyncio.get_running_loop()
+        cached = self._caches.here().on_loops.get(key)
+        return cached if isinstance(cached, AsyncPoolConnection) else None
 
-    def _open(
-        self, state: _ProcessState, config: Config, key: _Key, force_reload: bool
-    ) -> SyncConnection:
-        cached = state.cached.get(key)
+    def _get(self, config: Config, connection_type: str, force_reload: bool) -> SyncConnection:
+        cache = self._caches[os.getpid()]
+        key = config.key, connection_type
+        cached = cache.cached.get(key)
         if cached is not None and not force_reload:
-            return cast("SyncConnection", cached)
-        new: Any
-        if key[1] == "pool":
-            new = PoolConnection(
-                config,
-                configure=self._configure,
-                row_factory=self._row_factory,
-                describe_borrower=self._describe_borrower,
-            )
-        else:
-            new = NormalConnection(config, configure=self._configure, row_factory=self._row_factory)
+            return cached
+        return cache.openings.run(
+            (key, force_reload), lambda: self._open(cache, config, key, force_reload)
+        )
+
+    def _open(self, cache: _Cache, config: Config, key: _Key, force_reload: bool) -> SyncConnection:
+        cached = cache.cached.get(key)
+        if cached is not None and not force_reload:
+            return cached
+        new = _SYNC_TYPES[key[1]](config, **self._arguments())
         new.connect()
-        close_all_at_exit()
-        _sync_connections.add(new)
+        close_at_exit(new)
         # Only now: a call with the other force_reload may have opened one at the same time.
-        with state.replacing:
-            old, state.cached[key] = state.cached.get(key), new
+        with cache.replacing:
+            old, cache.cached[key] = cache.cached.get(key), new
         if old is not None:
-            cast(Any, old).retire(new)
-        return cast("SyncConnection", new)
+            old.retire(new)  # type: ignore[arg-type]  # of the same type, by the key
+        return new
 
     async def _get_async(
         self, config: Config, connection_type: str, force_reload: bool
     ) -> AsyncConnection:
-        state = self._state()
+        cache = self._caches[os.getpid()]
         key = config.key, connection_type, asyncio.get_running_loop()
-        cached = state.cached.get(key)
+        cached = cache.on_loops.get(key)
         if cached is not None and not force_reload:
-            return cast("AsyncConnection", cached)
+            return cached
         self._forget_closed_loops()
-        return await state.async_racers.run(
-            (key, force_reload), lambda: self._open_async(state, config, key, force_reload)
+        return await cache.openings_on_loops.run(
+            (key, force_reload), lambda: self._open_async(cache, config, key, force_reload)
         )
 
     async def _open_async(
-        self, state: _ProcessState, config: Config, key: _Key, force_reload: bool
+        self, cache: _Cache, config: Config, key: _KeyOnLoop, force_reload: bool
     ) -> AsyncConnection:
-        cached = state.cached.get(key)
+        cached = cache.on_loops.get(key)
         if cached is not None and not force_reload:
-            return cast("AsyncConnection", cached)
-        new: Any
-        if key[1] == "async_pool":
-            new = AsyncPoolConnection(
-                config,
-                configure=self._configure,
-                row_factory=self._row_factory,
-                describe_borrower=self._describe_borrower,
-            )
-        else:
-            new = AsyncNormalConnection(
-                config, configure=self._configure, row_factory=self._row_factory
-            )
+            return cached
+        new = _ASYNC_TYPES[key[1]](config, **self._arguments())
         await new.connect()
-        close_all_at_exit()
-        old, state.cached[key] = state.cached.get(key), new
+        close_at_exit()
+        old, cache.on_loops[key] = cache.on_loops.get(key), new
         if old is not None:
-            await cast(Any, old).retire(new)
-        return cast("AsyncConnection", new)
+            await old.retire(new)  # type: ignore[arg-type]  # of the same type, by the key
+        return new
+
+    def _arguments(self) -> dict[str, Any]:
+        return {
+            "configure": self._configure,
+            "row_factory": self._row_factory,
+            "describe_borrower": self._describe_borrower,
+        }
 
     @property
     def cache_info(self) -> dict[str, Any]:
         """``{"size": n, "connection_types": {short key: connection type}}``."""
         self._forget_closed_loops()
-        cached = list(self._state().cached)
-        return {
-            "size": len(cached),
-            "connection_types": {_short(key): key[1] for key in cached},
-        }
+        cache = self._caches.here()
+        types = {f"{config_key[:8]}:{type_}": type_ for config_key, type_ in list(cache.cached)}
+        for config_key, type_, loop in list(cache.on_loops):
+            types[f"{config_key[:8]}:{type_}:{id(loop):x}"] = type_
+        return {"size": len(types), "connection_types": types}
 
     def clear_cache(self) -> None:
         """Close all cached objects and forget them; for sync code.
@@ -322,54 +332,36 @@ class PGConnectionManager:
         :raises RuntimeError: on an event loop that has objects in the cache; use
             :meth:`clear_cache_async` there.
         """
-        state = self._state()
-        running = _running_loop()
-        if any(loop is running for _, _, loop in state.cached if loop is not None):
+        cache = self._caches.here()
+        if any(loop is _running_loop() for _, _, loop in cache.on_loops):
             raise RuntimeError(
                 "clear_cache() would block the running event loop:"
                 " use await manager.clear_cache_async()"
             )
         deadline = monotonic() + _SECONDS_FOR_CLEARING
-        for loop, cached in self._take_all(state):
-            if loop is None:
-                cast("SyncConnection", cached).disconnect()
-            else:
-                loops.close_from_outside(cast("AsyncConnection", cached), loop, deadline)
+        for _, cached in _take_all(cache.cached):
+            cached.disconnect()
+        for (*_, loop), on_loop in _take_all(cache.on_loops):
+            loops.close_from_outside(on_loop, loop, deadline)
 
     async def clear_cache_async(self) -> None:
         """Close all cached objects and forget them; for use on an event loop."""
+        cache = self._caches.here()
         deadline = monotonic() + _SECONDS_FOR_CLEARING
-        for loop, cached in self._take_all(self._state()):
+        for (*_, loop), on_loop in _take_all(cache.on_loops):
             if loop is asyncio.get_running_loop():
-                await cast("AsyncConnection", cached).disconnect()
-            elif loop is not None:
-                await asyncio.to_thread(
-                    loops.close_from_outside, cast("AsyncConnection", cached), loop, deadline
-                )
+                await on_loop.disconnect()
             else:
-                await asyncio.to_thread(cast("SyncConnection", cached).disconnect)
-
-    def _take_all(
-        self, state: _ProcessState
-    ) -> Iterator[tuple[asyncio.AbstractEventLoop | None, SyncConnection | AsyncConnection]]:
-        # One after the other: what a caller that is cancelled did not close, it did not forget.
-        for key in list(state.cached):
-            cached = state.cached.pop(key, None)
-            if cached is not None:
-                yield key[2], cached
+                await asyncio.to_thread(loops.close_from_outside, on_loop, loop, deadline)
+        for _, cached in _take_all(cache.cached):
+            await asyncio.to_thread(cached.disconnect)
 
     def _forget_closed_loops(self) -> None:
         loops.finish_closed_loops()
-        cached = self._state().cached
-        for key in list(cached):
-            if key[2] is not None and loops.has_ended(key[2]):
-                cached.pop(key, None)
-
-    def _state(self) -> _ProcessState:
-        try:
-            return self._states[os.getpid()]
-        except KeyError:
-            return self._states.setdefault(os.getpid(), _ProcessState())
+        on_loops = self._caches.here().on_loops
+        for key in list(on_loops):
+            if loops.is_over(key[2]):
+                on_loops.pop(key, None)
 
     def _read_file(
         self, path: ConfigPath, resolve_env: bool, allow_sensitive_defaults: bool
@@ -391,10 +383,12 @@ class PGConnectionManager:
         return config
 
 
-def _short(key: _Key) -> str:
-    config_key, connection_type, loop = key
-    name = f"{config_key[:8]}:{connection_type}"
-    return name if loop is None else f"{name}:{id(loop):x}"
+def _take_all(cached: dict[K, V]) -> Iterator[tuple[K, V]]:
+    # One after the other: what a caller that is cancelled did not close, it did not forget.
+    for key in list(cached):
+        taken = cached.pop(key, None)
+        if taken is not None:
+            yield key, taken
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -402,32 +396,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-before_closing_at_exit: list[Callable[[float], None]] = []
-"""Called at exit with the deadline (by ``time.monotonic``), before anything is closed."""
-
-
-def close_all_at_exit() -> None:
-    """Have everything closed when the process exits.
-
-    To be called when something opens: exit handlers run in reverse, so what registered at import,
-    as the end of the embedded server did, still runs after this.
-    """
-    _register_in(os.getpid())
-
-
-@cache
-def _register_in(pid: int) -> None:
-    # In a forked child again: multiprocessing begins there without exit handlers.
-    atexit.unregister(_close_all)
-    atexit.register(_close_all)
-
-
-def _close_all() -> None:
-    deadline = monotonic() + _SECONDS_FOR_EXIT
-    for prepare in before_closing_at_exit:
-        prepare(deadline)
-    for connection in list(_sync_connections):
-        connection.close_at_exit(deadline)
-    loops.close_at_exit(deadline)

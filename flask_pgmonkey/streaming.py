@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from .connections.opening import ServerConnection
+from .connections.server_connection import ServerConnection
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query

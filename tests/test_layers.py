@@ -16,11 +16,14 @@ LAYERS = [
     {"csv_transfer", "server_audit", "codegen"},
     {"extension"},
     {"contexts"},
-    {"background"},
-    {"database", "streaming"},
+    {"aio"},
+    {"background", "database"},
+    {"queries_async", "streaming"},
+    {"queries"},
     {"manager"},
     {"connections", "embedded"},
     {"config"},
+    {"per_process"},
     {"errors"},
 ]
 LEVELS = {name: len(LAYERS) - level for level, names in enumerate(LAYERS) for name in names}

@@ -32,7 +32,7 @@ Using: TypeAlias = "Callable[[], Coroutine[Any, Any, Any]]"
 def config(database: dict[str, Any]) -> Config:
     return {
         "connection_settings": {**database, "application_name": NAME},
-        "async_pool_settings": {"min_size": 2, "max_size": 4},
+        "async_pool_settings": {"min_size": 2, "max_size": 4, "timeout": 30},
     }
 
 
@@ -88,7 +88,7 @@ def manager() -> PGConnectionManager:
 
 
 @pytest.fixture
-def use(manager: PGConnectionManager, config: Config, connection_type: str) -> Using:
+def use(manager: PGConnectionManager, config: Config, connection_type: Any) -> Using:
     """Open a connection object of the type on the running loop, and query through it."""
 
     async def use_it() -> Any:
@@ -258,7 +258,7 @@ def test_a_loop_left_and_run_again_opens_its_objects_again(
 
 
 def test_sys_exit_inside_a_coroutine(
-    config: Config, connection_type: str, sessions: Sessions
+    config: Config, connection_type: Any, sessions: Sessions
 ) -> None:
     run = run_program(
         f"""
@@ -283,7 +283,7 @@ def test_sys_exit_inside_a_coroutine(
 
 @pytest.mark.parametrize("ending", ["loop.close()", "pass", "del loop"])
 def test_a_program_that_forgets_its_loop(
-    config: Config, connection_type: str, sessions: Sessions, ending: str
+    config: Config, connection_type: Any, sessions: Sessions, ending: str
 ) -> None:
     run = run_program(
         f"""
@@ -314,7 +314,7 @@ def test_a_program_that_forgets_its_loop(
 def test_a_deaf_server_does_not_hold_the_end_up(
     use: Using,
     config: Config,
-    connection_type: str,
+    connection_type: Any,
     sessions: Sessions,
     proxy: Callable[[str, int], Proxy],
 ) -> None:
@@ -374,7 +374,7 @@ def test_a_hundred_loops_after_each_other(use: Using, sessions: Sessions) -> Non
 
 
 def test_two_loops_at_once(
-    manager: PGConnectionManager, config: Config, connection_type: str, sessions: Sessions
+    manager: PGConnectionManager, config: Config, connection_type: Any, sessions: Sessions
 ) -> None:
     async def work(first: int) -> list[int]:
         connection: Any = await manager.get_database_connection_from_dict(config, connection_type)
@@ -397,7 +397,7 @@ def test_two_loops_at_once(
 
 
 def test_each_loop_has_its_own_object_and_always_the_same(
-    use: Using, manager: PGConnectionManager, connection_type: str
+    use: Using, manager: PGConnectionManager, connection_type: Any
 ) -> None:
     async def main() -> Any:
         connection = await use()

@@ -141,7 +141,7 @@ def test_the_type_of_the_file_serves_where_none_is_given(
 
 @pytest.mark.parametrize("kind", ["Pool", "asynch", "thread"])
 def test_an_unknown_type_is_an_error_that_names_the_known_ones(
-    config_file: Path, kind: str
+    config_file: Path, kind: Any
 ) -> None:
     with pytest.raises(ConfigError, match=rf"'{kind}': use one of normal, pool, async, async_pool"):
         PGConnectionManager().get_database_connection(config_file, kind)
@@ -461,7 +461,7 @@ def test_sync_clearing_on_a_loop_with_async_objects_says_what_to_do(config_file:
 
 @pytest.mark.parametrize("kind", ["async", "async_pool"])
 def test_each_event_loop_has_its_own_object_which_ends_with_it(
-    async_case: AsyncCase, config_file: Path, kind: str
+    async_case: AsyncCase, config_file: Path, kind: Any
 ) -> None:
     manager = PGConnectionManager()
 
@@ -480,7 +480,7 @@ def test_each_event_loop_has_its_own_object_which_ends_with_it(
 
 
 @pytest.mark.parametrize("kind", ["async", "async_pool"])
-def test_an_object_refuses_to_cross_loops(config_file: Path, kind: str) -> None:
+def test_an_object_refuses_to_cross_loops(config_file: Path, kind: Any) -> None:
     manager = PGConnectionManager()
 
     async def get() -> Any:

@@ -84,7 +84,7 @@ def test_dead_connections_are_found_through_tls(
 
 @pytest.mark.parametrize("connection_type", ["normal", "pool", "async", "async_pool"])
 def test_a_certificate_that_nobody_knows_is_an_error_at_once(
-    tls_server: PrivateServer, certificates: Path, connection_type: str
+    tls_server: PrivateServer, certificates: Path, connection_type: Any
 ) -> None:
     manager = PGConnectionManager()
     config = {"connection_settings": _settings(tls_server, certificates, "stranger")}
@@ -94,7 +94,7 @@ def test_a_certificate_that_nobody_knows_is_an_error_at_once(
     assert monotonic() - start < 1
 
 
-def _open(manager: PGConnectionManager, config: dict[str, Any], connection_type: str) -> None:
+def _open(manager: PGConnectionManager, config: dict[str, Any], connection_type: Any) -> None:
     async def open_async() -> None:
         await manager.get_database_connection_from_dict(config, connection_type)
 

@@ -16,8 +16,8 @@ from rich.table import Table
 from ..config import Config, ConfigSource, read_config
 from ..config.libpq import URI_SCHEMES
 from ..config.loading import path_of
-from ..connections import Configure
-from ..connections.opening import ServerConnection
+from ..connections import Configure, NormalConnection
+from ..connections.server_connection import ServerConnection
 from ..extension import PGMonkey
 from . import WrongUsage, without_uris
 
@@ -65,7 +65,7 @@ class Target:
         would give bytes for text. As a context manager it commits on success, rolls back on an
         exception, and closes.
         """
-        connection = ServerConnection.open(self.config, self.config.sync_settings, None, None)
+        connection = ServerConnection.open(NormalConnection(self.config), None, None)
         connection.execute("SET client_encoding TO 'UTF8'")
         connection.autocommit = False
         return connection

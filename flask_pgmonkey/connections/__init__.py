@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .async_normal import AsyncNormalConnection
-from .async_pool import AsyncPoolConnection
-from .lending import borrowed_connections
+from .borrowed import borrowed_connections
 from .normal import NormalConnection
-from .opening import Configure
+from .normal_async import AsyncNormalConnection
 from .pool import PoolConnection
+from .pool_async import AsyncPoolConnection
+from .server_connection_base import Configure
 
 __all__ = [
     "AsyncNormalConnection",

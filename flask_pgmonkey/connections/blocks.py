@@ -7,17 +7,12 @@ statement is the same at its start and at its end, wherever that is.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import sys
-from threading import get_ident
 from types import FrameType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-_ENDS_ITS_OWN_BLOCKS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 def calling_frame() -> FrameType:
@@ -27,142 +22,53 @@ def calling_frame() -> FrameType:
     return method.f_back or method
 
 
-def frame_of_block(maker: FrameType) -> FrameType:
-    """Where the block is current that the calling generator, one of contextlib's managers, opens.
+def entering_frame() -> FrameType:
+    """What enters the calling generator, one of contextlib's managers."""
+    manager = sys._getframe(2)
+    return manager.f_back or manager
 
-    That is in *maker*, which made the manager, but for a function that it decorates: in each call.
-    """
-    entering = sys._getframe(2).f_back
-    if entering is None or entering.f_globals is not vars(contextlib):
-        return maker
-    return entering if entering.f_code.co_name == "inner" else maker
+
+def is_of_contextlib(frame: FrameType) -> bool:
+    """Whether a manager of contextlib runs in *frame*: its ``with`` statement ends elsewhere."""
+    return frame.f_globals is vars(contextlib)
 
 
 class Blocks(Generic[T]):
-    """What each open block holds, innermost last."""
+    """What each open block holds.
+
+    Whoever enters a block keeps its frame until it has left, so that no other gets the same id.
+    """
 
     def __init__(self) -> None:
-        # Ordered; whatever is done to it is atomic, as threads do it at the same time.
-        self._open: dict[_Block[T], None] = {}
-
-    def __len__(self) -> int:
-        return len(self._open)
+        # One thread at a time runs a frame, so no two change the same list.
+        self._of_frame: dict[int, list[T]] = {}
 
     def __contains__(self, frame: FrameType) -> bool:
-        return any(block.frame_id == id(frame) for block in list(self._open))
+        return id(frame) in self._of_frame
 
-    def enter(self, frame: FrameType, held: T, *, knows_its_end: bool = False) -> None:
-        """Note that a block of *frame* holds *held*.
+    def enter(self, frame: FrameType, held: T) -> None:
+        """Note that a block of *frame* holds *held*."""
+        self._of_frame.setdefault(id(frame), []).append(held)
 
-        :param knows_its_end: the block will :meth:`drop` what it holds, and never :meth:`leave`.
-            Until then it has to keep *frame* itself: kept here, a frame that has returned would
-            keep its variables, and so a context manager that was dropped without its end.
-        """
-        self._open[_Block(frame, held, knows_its_end)] = None
-
-    def leave(self, frame: FrameType) -> T | None:
-        """What the innermost block of *frame* holds, taken out; None if there is no such block."""
-        for block in reversed(list(self._open)):
-            if block.frame is frame:
-                break
-        else:
-            delegated = self._delegated_blocks(frame)
-            if len(delegated) > 1:
-                # The object that entered the block, an ExitStack for example, leaves it.
-                myself = frame.f_locals.get("self")
-                delegated = [b for b in delegated if b.opener is myself]
-            if not delegated:
-                return None
-            block = delegated[0]
-        del self._open[block]
-        return block.held
-
-    def leave_newest(self) -> T | None:
-        """What the block of this thread or task that was opened last holds, taken out; that of
-        another, where this has none and none runs in another thread. None if there is none.
-
-        For an object that one holder has at a time, where something else than the frame that
-        entered the block leaves it.
-        """
-        here, running = _thread_or_task(), _frames_of_other_threads()
-        waiting = [
-            block
-            for block in reversed(list(self._open))
-            if block.frame is not None and block.frame not in running
-        ]
-        waiting.sort(key=lambda block: block.entered_by != here)
-        if not waiting:
+    def leave(self, frame: FrameType, held: T | None = None) -> T | None:
+        """What a block of *frame* holds, taken out: the one that holds *held*, or else the
+        innermost; None if there is no such block."""
+        of_frame = self._of_frame.get(id(frame))
+        if of_frame is None:
             return None
-        del self._open[waiting[0]]
-        return waiting[0].held
+        if held is None:
+            held = of_frame[-1]
+        of_frame.remove(held)
+        if not of_frame:
+            del self._of_frame[id(frame)]
+        return held
 
-    def drop(self, frame: FrameType, held: T) -> None:
-        """Take the block of *frame* out that holds *held*, wherever it stands."""
-        for block in list(self._open):
-            if block.frame_id == id(frame) and block.held is held:
-                del self._open[block]
-                break
-
-    def current(self, frame: FrameType) -> T | None:
+    def current(self, frame: FrameType | None) -> T | None:
         """What the innermost block around *frame* holds: its own, or that of its nearest caller."""
-        innermost = {block.frame_id: block for block in list(self._open)}
-        if not innermost:
+        if not self._of_frame:
             return None
-        caller: FrameType | None = frame
-        while caller is not None:
-            if block := innermost.get(id(caller)):
-                return block.held
-            caller = caller.f_back
-        delegated = self._delegated_blocks(frame)
-        return delegated[0].held if delegated else None
-
-    def _delegated_blocks(self, frame: FrameType) -> list[_Block[T]]:
-        """Blocks that were opened by calling ``__enter__`` by hand.
-
-        Their frames have returned, so they are none of those on the stack, and no generator's. The
-        ones of this thread or task, the last opened first.
-        """
-        running = set()
-        caller: FrameType | None = frame
-        while caller is not None:
-            running.add(caller)
-            caller = caller.f_back
-        here = _thread_or_task()
-        return [
-            block
-            for block in reversed(list(self._open))
-            if block.frame is not None
-            and block.frame not in running
-            and not block.frame.f_code.co_flags & _ENDS_ITS_OWN_BLOCKS
-            and block.entered_by == here
-        ]
-
-
-class _Block(Generic[T]):
-    __slots__ = ("entered_by", "frame", "frame_id", "held")
-
-    def __init__(self, frame: FrameType, held: T, knows_its_end: bool) -> None:
-        self.frame_id = id(frame)
-        self.frame = None if knows_its_end else frame
-        self.held = held
-        self.entered_by = _thread_or_task()
-
-    @property
-    def opener(self) -> object:
-        return self.frame.f_locals.get("self") if self.frame is not None else None
-
-
-def _frames_of_other_threads() -> set[FrameType]:
-    frames = set()
-    for thread, innermost in sys._current_frames().items():
-        frame: FrameType | None = innermost if thread != get_ident() else None
         while frame is not None:
-            frames.add(frame)
+            if of_frame := self._of_frame.get(id(frame)):
+                return of_frame[-1]
             frame = frame.f_back
-    return frames
-
-
-def _thread_or_task() -> object:
-    # Tasks of one loop share its thread; a coroutine that is not on the stack of its task is over.
-    task = asyncio.current_task() if asyncio._get_running_loop() is not None else None
-    return task or get_ident()
+        return None

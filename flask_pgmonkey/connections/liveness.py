@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import select
 import selectors
-import sys
-from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from .record import Recorded
+
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
-
-    from .opening import AsyncServerConnection, ServerConnection
 
 _OK = ConnStatus.OK
 
@@ -34,31 +31,15 @@ IDLE_BEFORE_PING = 1.0
 
 
 class Pulse(enum.Enum):
-    """What a ping found. UNHEARD is silence for less than :data:`PING_TIMEOUT`."""
+    """What a ping found; TOO_SHORT is silence for less than :data:`PING_TIMEOUT`."""
 
     ALIVE = enum.auto()
     DEAD = enum.auto()
     SILENT = enum.auto()
-    UNHEARD = enum.auto()
+    TOO_SHORT = enum.auto()
 
 
-def socket_poll(fd: int) -> Callable[[int], object]:
-    """A function that tells whether there is something to read from a socket.
-
-    Called with 0, so that it never waits. Not by two threads at once.
-    """
-    # gevent's own in its place would let other greenlets run.
-    monkey = sys.modules.get("gevent.monkey")
-    poll: Any = monkey.get_original("select", "poll") if monkey else getattr(select, "poll", None)
-    if poll is None:  # Windows
-        return lambda timeout: select.select([fd], [], [], timeout)[0]
-    poller = poll()
-    poller.register(fd, select.POLLIN)
-    polled: Callable[[int], object] = poller.poll
-    return polled
-
-
-def is_connected(conn: ServerConnection | AsyncServerConnection) -> bool:
+def is_connected(conn: Recorded) -> bool:
     """Whether there is no sign that the server closed the connection. Costs no round trip.
 
     Reads whatever the server sent, until quiet: the FATAL notice of a closed connection stands
@@ -67,14 +48,14 @@ def is_connected(conn: ServerConnection | AsyncServerConnection) -> bool:
     pgconn = conn.pgconn
     if pgconn.status != _OK:
         return False
-    ledger = conn.ledger
+    record = conn.record
     try:
-        while ledger.poll_socket(0):
+        while record.poll_socket(0):
             pgconn.consume_input()
             pgconn.is_busy()  # parses what came, so that the notice handlers hear of it
     except psycopg.OperationalError:
         return False
-    return ledger.shutdown_sqlstate is None
+    return record.shutdown_sqlstate is None
 
 
 def ping(pgconn: PGconn, timeout: float = PING_TIMEOUT) -> Pulse:

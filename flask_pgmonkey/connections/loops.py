@@ -98,7 +98,7 @@ def _inner_task(task: asyncio.Task[Any]) -> asyncio.Task[Any] | None:
     return None
 
 
-def abandon(task: asyncio.Task[Any]) -> None:
+def drop_task(task: asyncio.Task[Any]) -> None:
     """End a task whose loop runs no more, without asyncio's complaint when it is collected."""
     coro = task.get_coro()
     if task.done() or coro is None or task.get_loop().is_running():
@@ -169,12 +169,12 @@ def finish_closed_loops() -> None:
         if key[0] == pid and keeper.is_over():
             _keepers.pop(key, None)
             _left_behind.add(keeper.loop)
-            abandon(keeper.task)
+            drop_task(keeper.task)
             for kept in list(keeper.kept):
                 kept.finish()
 
 
-def has_ended(loop: asyncio.AbstractEventLoop) -> bool:
+def is_over(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether *loop* was closed, or was found left behind by :func:`finish_closed_loops`."""
     return loop.is_closed() or loop in _left_behind
 
@@ -203,7 +203,7 @@ def close_at_exit(deadline: float) -> None:
         for kept in list(keeper.kept):
             close_from_outside(kept, keeper.loop, deadline)
         if not keeper.loop.is_running():
-            abandon(keeper.task)
+            drop_task(keeper.task)
             _keepers.pop(key, None)
 
 

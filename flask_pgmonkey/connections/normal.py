@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from time import monotonic, sleep
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -17,35 +15,36 @@ from psycopg.transaction import OutOfOrderTransactionNesting
 from psycopg_pool import PoolTimeout
 
 from ..config import Config
-from .blocks import Blocks, calling_frame
-from .failures import can_pass, seconds
+from .base import Block, DescribeBorrower, StateOfBlocks, SyncConnectionObject
+from .connect_errors import can_pass, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping
-from .opening import Configure, ServerConnection, get_attributes
-from .racing import Racers
+from .record import attributes_of
+from .server_connection import ServerConnection
+from .single_flight import SingleFlight
 
 if TYPE_CHECKING:
-    from psycopg.rows import RowFactory
+    from typing_extensions import Self
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
-_PAUSE_BETWEEN_ATTEMPTS = 0.1
+PAUSE_BETWEEN_ATTEMPTS = 0.1
 
 
 class _Turn:
     """One thread's time with the connection: a block and those nested in it."""
 
-    def __init__(self, owner: NormalConnection, state: _ProcessState) -> None:
+    def __init__(self, owner: NormalConnection, state: _NormalState) -> None:
         self.owner = owner
         self.state = state
         # Not its ident, which the next thread may get.
         self.thread = threading.current_thread()
         self.began_at = monotonic()
         self.conn: ServerConnection | None = None
-        self.blocks: list[_Block] = []
+        self.blocks: list[_TurnBlock] = []
         self.is_ending = False
         self.is_refused = False  # a block ended before one that was nested in it
 
-    def note_end_of(self, block: _Block) -> None:
+    def note_end_of(self, block: _TurnBlock) -> None:
         """To be called before *block* ends."""
         nested = self.blocks[self.blocks.index(block) + 1 :]
         if any(one.savepoint is not None for one in nested):
@@ -53,60 +52,47 @@ class _Turn:
         self.is_ending = len(self.blocks) == 1
 
 
-class _Block:
-    """What ends an open block: the turn that it belongs to, and its savepoint if it is nested."""
+class _TurnBlock(Block[ServerConnection]):
+    """An open block: the turn that it belongs to, and its savepoint if it is nested."""
+
+    __slots__ = ("savepoint", "turn")
 
     def __init__(self, turn: _Turn, conn: ServerConnection) -> None:
+        super().__init__(conn)
         self.turn = turn
-        self.conn = conn
         self.savepoint: AbstractContextManager[Any] | None = None
 
 
-class _ProcessState:
-    """What a normal connection object has in one process: after a fork the child starts anew."""
+class _NormalState(StateOfBlocks[_TurnBlock]):
+    """What a normal connection has in one process: after a fork the child starts anew."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.conn: ServerConnection | None = None
-        self.openings: Racers[ServerConnection] = Racers()
+        self.openings: SingleFlight[ServerConnection] = SingleFlight()
         self.free = threading.Condition()
         self.line: list[_Turn] = []  # the first has the connection, the others wait
-        self.blocks: Blocks[_Block] = Blocks()
 
 
-class NormalConnection:
+class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
     """One server connection, kept open between blocks and opened again when it died.
 
     The block gets a :class:`psycopg.Connection`; its end commits, or rolls back on an exception.
     One block at a time: other threads wait, at most ``pool_settings.timeout``. A block nested in
     the same thread is a savepoint.
-
-    :param config: which server, which settings.
-    :param configure: called with every new psycopg connection.
-    :param row_factory: how the connection makes rows; tuples without it.
     """
 
     connection_type = "normal"
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        configure: Configure | None = None,
-        row_factory: RowFactory[Any] | None = None,
-    ) -> None:
-        self.config = config
-        self._timeout = config.pool.timeout
-        self._configure = configure
-        self._row_factory = row_factory
-        self._successor: NormalConnection | None = None
-        self._states: dict[int, _ProcessState] = {}
+    @staticmethod
+    def _new_state(config: Config, describe_borrower: DescribeBorrower | None) -> _NormalState:
+        return _NormalState()
 
-    def __repr__(self) -> str:
-        state = self._state()
+    def _describe_state(self) -> str:
+        state = self._states.here()
         if state.line:
-            return f"<NormalConnection {self.config.target} in use>"
-        is_open = state.conn is not None and not state.conn.closed
-        return f"<NormalConnection {self.config.target} {'idle' if is_open else 'closed'}>"
+            return "in use"
+        return "idle" if state.conn is not None and not state.conn.closed else "closed"
 
     # Opening and closing
 
@@ -116,20 +102,20 @@ class NormalConnection:
         :raises psycopg.OperationalError: at once, with the server's words, where that fails.
         """
         newest = self._newest()
-        newest._open(newest._state())
+        newest._open(newest._states.here())
 
     def disconnect(self) -> None:
         """Close the connection; one that is in use closes at the end of its block. The next block
         opens it again."""
-        state = self._state()
+        state = self._states.here()
         with state.free:
             conn, state.conn = state.conn, None
             if conn is not None and not state.line:
                 conn.close()
 
-    def retire(self, successor: NormalConnection) -> None:
+    def retire(self, successor: Self) -> None:
         """Lend no more: *successor* serves who waits here now and who comes later."""
-        state = self._state()
+        state = self._states.here()
         with state.free:
             self._successor = successor
             state.free.notify_all()
@@ -139,81 +125,46 @@ class NormalConnection:
         """Close what this process has open."""
         self.disconnect()
 
-    def _state(self) -> _ProcessState:
-        try:
-            return self._states[os.getpid()]
-        except KeyError:
-            # What another process opened stays referenced: it must not be closed here.
-            return self._states.setdefault(os.getpid(), _ProcessState())
+    def _is_in_use(self) -> bool:
+        return bool(self._states.here().line)
 
-    def _with_successors(self) -> Iterator[NormalConnection]:
-        """This object, then those that took its place, the newest last."""
-        each: NormalConnection | None = self
-        while each is not None:
-            yield each
-            successor = each._successor
-            while successor and successor._successor and not successor._state().line:
-                # Done with: a chain of reloads must keep no object alive.
-                successor = each._successor = successor._successor
-            each = successor
-
-    def _newest(self) -> NormalConnection:
-        *_, newest = self._with_successors()
-        return newest
-
-    def _open(self, state: _ProcessState) -> ServerConnection:
+    def _open(self, state: _NormalState) -> ServerConnection:
         return state.conn or state.openings.run("connection", lambda: self._open_new(state))
 
-    def _open_new(self, state: _ProcessState) -> ServerConnection:
+    def _open_new(self, state: _NormalState) -> ServerConnection:
         if state.conn is None:
-            state.conn = ServerConnection.open(
-                self.config, self.config.sync_settings, self._configure, self._row_factory
-            )
+            state.conn = ServerConnection.open(self, self._configure, self._row_factory)
         return state.conn
 
-    def _reopen(self, state: _ProcessState, deadline: float) -> ServerConnection:
+    def _reopen(self, state: _NormalState, deadline: float) -> ServerConnection:
         while True:
             try:
                 return self._open(state)
             except psycopg.OperationalError as error:
-                if not can_pass(error) or monotonic() + _PAUSE_BETWEEN_ATTEMPTS >= deadline:
+                if not can_pass(error) or monotonic() + PAUSE_BETWEEN_ATTEMPTS >= deadline:
                     raise
-            sleep(_PAUSE_BETWEEN_ATTEMPTS)
+            sleep(PAUSE_BETWEEN_ATTEMPTS)
 
     # Blocks
 
-    def __enter__(self) -> psycopg.Connection[Any]:
-        frame = calling_frame()
+    def _open_block(self, timeout: float | None) -> _TurnBlock:
         turn = self._current_turn()
-        block = self._outermost_block() if turn is None else self._nested_block(turn)
-        self._state().blocks.enter(frame, block)
-        return block.conn
+        return self._outermost_block(timeout) if turn is None else self._nested_block(turn)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> bool | None:
-        block = self._leave_block(calling_frame())
-        if block is None:
-            return None  # a block that the parent process opened: nothing here is ours
-        # A successor may have served it.
-        return block.turn.owner._end_block(block, exc_type, exc, tb)
-
-    def _outermost_block(self) -> _Block:
-        deadline = monotonic() + self._timeout
+    def _outermost_block(self, timeout: float | None) -> _TurnBlock:
+        timeout = self.config.pool.timeout if timeout is None else timeout
+        deadline = monotonic() + timeout
         while True:
             owner = self._newest()
-            turn = _Turn(owner, owner._state())
+            turn = _Turn(owner, owner._states.here())
             try:
-                if owner._has_turn(turn, deadline):
+                if owner._has_turn(turn, deadline, timeout):
                     return owner._begin_block(turn, deadline)
             except BaseException:
                 owner._end_turn(turn)
                 raise
 
-    def _has_turn(self, turn: _Turn, deadline: float) -> bool:
+    def _has_turn(self, turn: _Turn, deadline: float, timeout: float) -> bool:
         """Wait in line for the turn; False if a successor serves it instead.
 
         :raises psycopg_pool.PoolTimeout: at the deadline, naming the holder.
@@ -231,7 +182,7 @@ class NormalConnection:
             if line[0] is not turn:
                 raise PoolTimeout(
                     f"the normal connection to {self.config.target} did not come free within"
-                    f" {seconds(self._timeout)}: thread {line[0].thread.name!r} has held it for"
+                    f" {seconds(timeout)}: thread {line[0].thread.name!r} has held it for"
                     f" {seconds(monotonic() - line[0].began_at)}. Use the pool type where"
                     " threads work at the same time"
                 )
@@ -244,16 +195,16 @@ class NormalConnection:
                 turn.state.line.remove(turn)
             turn.state.free.notify_all()
 
-    def _begin_block(self, turn: _Turn, deadline: float) -> _Block:
+    def _begin_block(self, turn: _Turn, deadline: float) -> _TurnBlock:
         conn = self._live_connection(turn.state, deadline)
         if conn.autocommit != self.config.autocommit:
             conn.autocommit = self.config.autocommit
-        block = _Block(turn, conn)
+        block = _TurnBlock(turn, conn)
         turn.blocks.append(block)
         turn.conn = conn
         return block
 
-    def _live_connection(self, state: _ProcessState, deadline: float) -> ServerConnection:
+    def _live_connection(self, state: _NormalState, deadline: float) -> ServerConnection:
         conn = state.conn
         if conn is None:
             return self._open(state)
@@ -266,13 +217,13 @@ class NormalConnection:
     def _is_alive(self, conn: ServerConnection) -> bool:
         if not is_connected(conn):
             return False
-        if monotonic() - conn.ledger.released_at > IDLE_BEFORE_PING:
+        if monotonic() - conn.record.released_at > IDLE_BEFORE_PING:
             return ping(conn.pgconn) is Pulse.ALIVE
         return True
 
-    def _nested_block(self, turn: _Turn) -> _Block:
+    def _nested_block(self, turn: _Turn) -> _TurnBlock:
         conn = turn.blocks[0].conn
-        block = _Block(turn, conn)
+        block = _TurnBlock(turn, conn)
         if not conn.autocommit:
             block.savepoint = conn.transaction()
         turn.blocks.append(block)
@@ -287,21 +238,19 @@ class NormalConnection:
             raise
         return block
 
-    def _leave_block(self, frame: FrameType) -> _Block | None:
-        """The block that *frame* ends, taken out; None for one of the parent process."""
-        own = self._state()
-        block = own.blocks.leave(frame) or own.blocks.leave_newest()
-        others = [state for state in list(self._states.values()) if state is not own]
-        if block is None and not any(len(state.blocks) for state in others):
-            raise RuntimeError(
-                "this block of the connection was not opened here: use connection.transaction(),"
-                " which can be entered and left anywhere"
-            )
-        return block
+    def _close_block(
+        self,
+        block: _TurnBlock,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> bool | None:
+        # A successor may have served it.
+        return block.turn.owner._end_block(block, exc_type, exc, tb)
 
     def _end_block(
         self,
-        block: _Block,
+        block: _TurnBlock,
         exc_type: type[BaseException] | None,
         exc: BaseException | None,
         tb: TracebackType | None,
@@ -324,7 +273,7 @@ class NormalConnection:
         finally:
             self._drop_block(block)
 
-    def _drop_block(self, block: _Block) -> None:
+    def _drop_block(self, block: _TurnBlock) -> None:
         turn = block.turn
         with turn.state.free:
             turn.blocks.remove(block)
@@ -353,58 +302,19 @@ class NormalConnection:
         is_idle = pgconn.transaction_status == TransactionStatus.IDLE
         # After tpc_prepare() psycopg would let nobody commit on this connection.
         if is_wanted and is_idle and not pgconn.pipeline_status and conn._tpc is None:
-            if get_attributes(conn) != conn.ledger.attributes:
+            if attributes_of(conn) != conn.record.attributes:
                 conn.put_back_attributes()
-            conn.ledger.released_at = monotonic()
+            conn.record.released_at = monotonic()
             return
         conn.close()
         if conn is state.conn:
             state.conn = None
 
-    def transaction(self) -> AbstractContextManager[psycopg.Connection[Any]]:
-        """A transaction on the current block's connection, nested a savepoint; outside a block it
-        is a block. Gives the psycopg connection."""
-        return self._transaction()
-
-    def cursor(self, *args: Any, **kwargs: Any) -> AbstractContextManager[psycopg.Cursor[Any]]:
-        """A cursor on the current block's connection; outside a block, ``with connection.cursor()
-        as cur:`` is a block. Takes what :meth:`psycopg.Connection.cursor` takes."""
-        conn = self._current()
-        return conn.cursor(*args, **kwargs) if conn is not None else self._cursor(args, kwargs)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[psycopg.Connection[Any]]:
-        current = self._current()  # at each call of a function that this decorates
-        with nullcontext(current) if current is not None else self as conn:
-            with conn.transaction():
-                yield conn
-
-    @contextmanager
-    def _cursor(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Iterator[psycopg.Cursor[Any]]:
-        with self as conn, conn.cursor(*args, **kwargs) as cursor:
-            yield cursor
-
-    def commit(self) -> None:
-        """Commit the current block's transaction; does nothing outside a block."""
-        if (conn := self._current()) is not None:
-            conn.commit()
-
-    def rollback(self) -> None:
-        """Roll back the current block's transaction; does nothing outside a block."""
-        if (conn := self._current()) is not None:
-            conn.rollback()
-
-    def _current(self) -> ServerConnection | None:
-        turn = self._current_turn()
-        return turn.conn if turn is not None else None
-
     def _current_turn(self) -> _Turn | None:
         """The turn of this thread, unless it is just ending in another one."""
         thread = threading.current_thread()
         for each in self._with_successors():
-            for turn in each._state().line[:1]:
+            for turn in each._states.here().line[:1]:
                 if turn.thread is thread and turn.conn and not turn.is_ending:
                     return turn
         return None

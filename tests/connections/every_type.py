@@ -126,15 +126,15 @@ class Case:
     :param settings: connection_settings of an empty database.
     """
 
-    def __init__(self, connection_type: str, settings: dict[str, Any]) -> None:
-        self.connection_type = connection_type
+    def __init__(self, connection_type: Any, settings: dict[str, Any]) -> None:
+        self.connection_type: Any = connection_type
         self.settings = settings
         self.is_pool = connection_type.endswith("pool")
         self.settings_section = "async_settings" if self._is_async() else "sync_settings"
         self._made: list[Any] = []
 
     def _is_async(self) -> bool:
-        return self.connection_type.startswith("async")
+        return bool(self.connection_type.startswith("async"))
 
     def config(
         self,
@@ -337,7 +337,7 @@ class AsyncCase(Case):
         return await asyncio.gather(*map(work, inputs), return_exceptions=True)
 
 
-def case_for(connection_type: str, settings: dict[str, Any]) -> Case:
+def case_for(connection_type: Any, settings: dict[str, Any]) -> Case:
     """The case of a connection type."""
     return (AsyncCase if connection_type.startswith("async") else SyncCase)(
         connection_type, settings

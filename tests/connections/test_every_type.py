@@ -555,7 +555,7 @@ async def test_an_idle_connection_to_a_silent_server_is_given_up(
     )
     async with connection as conn:
         idle = conn
-    idle.ledger.released_at = monotonic() - 1.1
+    idle.record.released_at = monotonic() - 1.1
     gate.stall()
     # Half a second for the ping, then one attempt to connect.
     with within(4), pytest.raises(psycopg.OperationalError):
@@ -603,7 +603,7 @@ async def test_a_password_shows_in_no_log_error_or_repr(
         seen.append(repr(connection))
     connection = await fragile.open({"password": planted}, {"leak_threshold": 0.1, "max_size": 1})
     async with connection as conn:
-        seen += [repr(connection), repr(conn), repr(conn.ledger.owner), repr(connection.config)]
+        seen += [repr(connection), repr(conn), repr(conn.record.opener), repr(connection.config)]
         await fragile.sleep(0.3)
         private_server.set_password("app", "another")
         fragile.settings["password"] = "another"

@@ -113,7 +113,7 @@ async def test_who_waits_longest_is_next_even_if_the_holder_comes_again_at_once(
         async with connection:
             served.append(n)
 
-    line = connection._state().line
+    line = connection._states.here().line
     deadline = monotonic() + 10
     async with connection:
         for n in range(5):
@@ -129,21 +129,20 @@ async def test_who_waits_longest_is_next_even_if_the_holder_comes_again_at_once(
 
 @sync_and_async
 async def test_who_gives_up_waiting_leaves_the_place_to_who_waits_behind(case: AsyncCase) -> None:
-    connection = await case.open(pool={"timeout": 0.2})
+    connection = await case.open()
 
-    async def enter() -> None:
-        async with connection:
+    async def enter(timeout: float) -> None:
+        async with connection.connection(timeout):
             pass
 
-    line = connection._state().line
+    line = connection._states.here().line
     deadline = monotonic() + 10
     async with connection:
-        impatient = case.start(enter)
+        impatient = case.start(enter, 0.2)
         while len(line) < 2:
             assert monotonic() < deadline
             await case.sleep(0.001)
-        connection._timeout = 20
-        patient = case.start(enter)
+        patient = case.start(enter, 20)
         assert isinstance(await case.outcome(impatient), PoolTimeout)
     assert await case.outcome(patient) is None
 
@@ -336,22 +335,35 @@ async def test_blocks_in_autocommit_may_end_in_any_order(case: AsyncCase) -> Non
 
 
 @sync_and_async
-async def test_a_block_entered_here_and_left_by_another_function_ends(case: AsyncCase) -> None:
+async def test_a_block_is_a_with_statement_and_nothing_else(case: AsyncCase) -> None:
+    connection = await case.open()
+    async with AsyncExitStack() as stack:
+        with pytest.raises(RuntimeError, match=r"use its connection\(\)"):
+            await stack.enter_async_context(connection)
+    with pytest.raises(RuntimeError, match=r"use its connection\(\)"):
+        await connection.__aexit__(None, None, None)
+    await connection.test_connection()
+
+
+@sync_and_async
+async def test_connection_may_be_entered_and_left_by_different_functions(case: AsyncCase) -> None:
     case.run_on_server(TABLE)
     connection = await case.open()
+    manager = connection.connection()
 
     async def enter() -> Any:
-        return await connection.__aenter__()
+        return await manager.__aenter__()
 
     async def leave() -> None:
-        await connection.__aexit__(None, None, None)
+        await manager.__aexit__(None, None, None)
 
     conn = await enter()
     await conn.execute("INSERT INTO notes VALUES ('kept')")
+    await connection.rollback()  # of the current block, and there is none
+    async with connection as nested:
+        assert nested is conn
     await leave()
     assert case.rows(NOTES) == [("kept",)]
-    with pytest.raises(RuntimeError, match=r"use connection\.transaction\(\)"):
-        await leave()
 
 
 def test_a_thread_with_the_ident_of_one_that_ended_waits_for_its_block(config_file: Path) -> None:
@@ -435,30 +447,11 @@ async def test_a_stack_may_end_its_block_in_another_thread_or_task(case: AsyncCa
     stack = AsyncExitStack()
 
     async def begin() -> None:
-        conn = await stack.enter_async_context(connection)
+        conn = await stack.enter_async_context(connection.connection())
         await conn.execute("INSERT INTO notes VALUES ('kept')")
 
     assert await case.outcome(case.start(begin)) is None
     await stack.aclose()
-    assert case.rows(NOTES) == [("kept",)]
-    async with connection as conn:
-        assert await case.value(conn, "SELECT 1") == 1
-
-
-@sync_and_async
-async def test_a_stack_may_end_blocks_that_were_entered_by_hand(case: AsyncCase) -> None:
-    case.run_on_server(TABLE)
-    connection = await case.open(pool={"timeout": 1})
-
-    async def enter() -> Any:
-        return await connection.__aenter__()
-
-    async with AsyncExitStack() as stack:
-        await connection.__aenter__()
-        stack.push_async_exit(connection.__aexit__)
-        conn = await enter()
-        stack.push_async_exit(connection.__aexit__)
-        await conn.execute("INSERT INTO notes VALUES ('kept')")
     assert case.rows(NOTES) == [("kept",)]
     async with connection as conn:
         assert await case.value(conn, "SELECT 1") == 1
@@ -472,8 +465,9 @@ def test_a_block_may_end_in_an_exit_handler(database: dict[str, Any]) -> None:
 
         manager = PGConnectionManager()
         connection = manager.get_database_connection_from_dict(config, "normal")
-        connection.__enter__().execute("CREATE TABLE kept ()")
-        atexit.register(connection.__exit__, None, None, None)
+        block = connection.connection()
+        block.__enter__().execute("CREATE TABLE kept ()")
+        atexit.register(block.__exit__, None, None, None)
         """,
         {"connection_settings": database},
     )

@@ -55,7 +55,7 @@ async def test_nested_blocks_give_back_what_they_took(case: AsyncCase) -> None:
                         pids = {conn.info.backend_pid for conn in (first, second, third)}
                         assert len(pids) == 3
                         assert await case.value(third, "SELECT pg_backend_pid()") in pids
-                    assert third.ledger.pool.get_stats()["pool_size"] <= 24
+                    assert pool.get_stats()["pool_size"] <= 24
                 await first.execute("SELECT 1")
                 assert first.pgconn.transaction_status == TransactionStatus.INTRANS
 
@@ -144,34 +144,19 @@ async def test_connection_outlives_the_block_that_it_was_opened_in(case: AsyncCa
 
 
 @sync_and_async
-async def test_an_exit_stacks_connection_is_that_of_the_function_around_it(case: AsyncCase) -> None:
-    pool = await case.open()
-    async with AsyncExitStack() as stack:
-        conn = await stack.enter_async_context(pool.connection())
-        async with pool.cursor() as cursor:
-            assert cursor.connection is conn
-        async with pool.transaction() as inner:
-            assert inner is conn
-    await case.expect_nothing_out(pool)
-
-
-@sync_and_async
-async def test_a_block_that_a_helper_enters_is_that_of_the_function_that_made_it(
-    case: AsyncCase,
-) -> None:
-    async def enter() -> Any:
-        return await manager.__aenter__()
-
+async def test_what_connection_gives_is_the_callers_alone(case: AsyncCase) -> None:
     case.run_on_server(TABLE)
     pool = await case.open()
-    manager = pool.connection()
-    conn = await enter()
-    await conn.execute("INSERT INTO notes VALUES ('undone')")
-    await pool.rollback()
-    async with pool.cursor() as cursor:
-        assert cursor.connection is conn
-    await manager.__aexit__(None, None, None)
-    assert case.rows(NOTES) == []
+    async with pool.connection() as held:
+        await held.execute("INSERT INTO notes VALUES ('kept')")
+        await pool.rollback()
+        async with pool.cursor() as cursor:
+            assert cursor.connection is not held
+        async with pool.transaction() as other:
+            assert other is not held
+            async with pool.cursor() as cursor:
+                assert cursor.connection is other
+    assert case.rows(NOTES) == [("kept",)]
     await case.expect_nothing_out(pool)
 
 
@@ -235,62 +220,15 @@ async def test_a_block_dropped_without_its_end_gives_its_connection_back(case: A
 
 
 @sync_and_async
-async def test_an_exit_stack_may_enter_the_pool_itself(case: AsyncCase) -> None:
-    case.run_on_server(TABLE)
+async def test_a_block_is_a_with_statement_and_nothing_else(case: AsyncCase) -> None:
     pool = await case.open()
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(pool)
-        async with pool as second:
-            await second.execute("INSERT INTO notes VALUES ('second')")
-        third = await stack.enter_async_context(pool)
-        assert len({conn.info.backend_pid for conn in (first, third)}) == 2
-        await first.execute("INSERT INTO notes VALUES ('first')")
-        await third.execute("INSERT INTO notes VALUES ('third')")
-        assert case.rows(NOTES) == [("second",)]
-        await pool.rollback()  # the innermost, which is the third
-    assert case.rows(NOTES) == [("first",), ("second",)]
-    await case.expect_nothing_out(pool)
-
-
-@sync_and_async
-async def test_an_object_may_delegate_its_block_to_the_pool(case: AsyncCase) -> None:
-    case.run_on_server(TABLE)
-    pool = await case.open(pool={"max_size": 20, "timeout": 30})
-
-    class Unit:
-        async def __aenter__(self) -> Any:
-            return await pool.__aenter__()
-
-        async def __aexit__(self, *exc_info: Any) -> Any:
-            return await pool.__aexit__(*exc_info)
-
-    async def delegate(n: int) -> None:
-        for _ in range(50):
-            async with Unit() as outer:
-                async with pool as plain:
-                    async with Unit() as inner:
-                        assert await case.value(inner, "SELECT 1") == 1
-                        assert len({id(conn) for conn in (outer, plain, inner)}) == 3
-                    assert inner.ledger is not outer.ledger
-                await outer.execute("SELECT 1")
-        async with Unit() as conn:
-            await conn.execute("INSERT INTO notes VALUES (%s)", [f"unit {n}"])
-
-    assert await case.together(delegate, range(6)) == [None] * 6
-    assert case.rows(NOTES) == [(f"unit {n}",) for n in range(6)]
-    with pytest.raises(ZeroDivisionError):
-        async with Unit() as conn:
-            await conn.execute("INSERT INTO notes VALUES ('lost')")
-            raise ZeroDivisionError
-    assert len(case.rows(NOTES)) == 6
-    await case.expect_nothing_out(pool)
-
-
-@sync_and_async
-async def test_leaving_a_block_that_was_never_entered_says_what_to_do(case: AsyncCase) -> None:
-    pool = await case.open()
-    with pytest.raises(RuntimeError, match=r"use pool\.connection\(\)"):
+        with pytest.raises(RuntimeError, match=r"use its connection\(\)"):
+            await stack.enter_async_context(pool)
+        await stack.enter_async_context(pool.connection())
+    with pytest.raises(RuntimeError, match=r"use its connection\(\)"):
         await pool.__aexit__(None, None, None)
+    await case.expect_nothing_out(pool)
 
 
 @sync_and_async
@@ -516,7 +454,7 @@ async def test_however_many_successors_the_newest_serves(case: AsyncCase) -> Non
         forgotten.append(ref(newest))
         newest = successor
     async with oldest as conn:
-        assert conn.ledger.owner is newest
+        assert conn.record.source is newest
     assert not any(one() for one in forgotten[1:])
     await newest.disconnect()
     await oldest.connect()
@@ -619,7 +557,7 @@ async def test_a_connection_is_pinged_after_a_second_of_idleness(case: AsyncCase
     pool = await case.open(pool={"max_size": 1})
     async with pool as conn:
         traced = conn
-    traced.ledger.released_at = monotonic() - 1.1
+    traced.record.released_at = monotonic() - 1.1
     with count_round_trips(traced) as round_trips:
         async with pool as conn:
             assert conn is traced

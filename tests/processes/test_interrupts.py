@@ -107,7 +107,7 @@ def test_an_interrupted_wait_for_a_normal_connection_leaves_it_to_the_next(
         with normal:
             pytest.fail("it was held elsewhere")
 
-    waiters = normal._state().free._waiters  # type: ignore[attr-defined]
+    waiters = normal._states.here().free._waiters  # type: ignore[attr-defined]
     other = threading.Thread(target=be_served)
     with held_elsewhere(normal):
         interrupt_when(lambda: waiters, interrupt, wait_in_vain)

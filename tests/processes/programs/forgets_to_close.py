@@ -8,6 +8,7 @@ from typing import Any
 
 from flask_pgmonkey import AsyncDatabase, Database, PGConnectionManager
 
+connection_type: Any
 config, connection_type, ending = sys.argv[1:]
 
 PID = "SELECT pg_backend_pid()"

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import psycopg
 from flask import Flask
@@ -30,7 +31,7 @@ def insert_by(conn: psycopg.Connection) -> int:
 
 
 @contextmanager
-def block(connection_type: str) -> Iterator[None]:
+def block(connection_type: Any) -> Iterator[None]:
     connection = manager.get_database_connection(config, connection_type)
     with connection as conn:
         pid = insert_by(conn)

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from flask_pgmonkey import ConfigError
-from flask_pgmonkey.connections.failures import can_pass, copy_for_waiter
+from flask_pgmonkey.connections.connect_errors import can_pass, copy_for_waiter
 
 PREFIX = 'connection failed: connection to server at "127.0.0.1", port 5432 failed: '
 

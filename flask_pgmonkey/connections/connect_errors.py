@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from copy import copy
+from time import monotonic
 
 import psycopg
 
@@ -48,6 +49,31 @@ def copy_for_waiter(error: Exception) -> Exception:
         return error  # nobody knows how to make a second one
     own.__cause__ = error.__cause__
     return own
+
+
+class LastFailure:
+    """The last connection error of a pool, until a connection succeeds."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.at: float = 0.0
+
+    def note(self, error: Exception) -> None:
+        """Remember *error* as the last one."""
+        self.error = error
+        self.at = monotonic()
+
+    def since(self, start: float) -> Exception | None:
+        """The error if it came after *start* (by ``time.monotonic``)."""
+        return self.error if self.at >= start else None
+
+
+def exit_in_configure(error: SystemExit) -> RuntimeError:
+    """What takes the place of a SystemExit where a pool opens a connection.
+
+    That would end the worker, and whoever waits for a connection would not hear of it.
+    """
+    return RuntimeError(f"'configure' raised {error!r} where the pool opens a connection")
 
 
 def seconds(value: float) -> str:

@@ -51,7 +51,7 @@ async def test_a_task_cancelled_in_the_ping_leaves_a_connection_for_the_next(
     for _ in range(10):
         async with connection as conn:
             assert await case.value(conn, "SELECT 1") == 1
-        conn.ledger.released_at = monotonic() - 2
+        conn.record.released_at = monotonic() - 2
         entering = asyncio.ensure_future(enter())
         await asyncio.sleep(0)
         entering.cancel()
@@ -94,7 +94,7 @@ async def test_a_task_cancelled_as_its_turn_comes_passes_it_on(case: AsyncCase) 
 
     async with connection:
         first, second = asyncio.ensure_future(enter()), asyncio.ensure_future(enter())
-        while len(connection._state().line) < 3:
+        while len(connection._states.here().line) < 3:
             await asyncio.sleep(0)
     first.cancel()
     with within(10):

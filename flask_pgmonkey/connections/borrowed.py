@@ -14,23 +14,25 @@ from weakref import WeakSet
 from psycopg_pool import PoolTimeout
 
 from ..config import PoolSettings
-from .failures import seconds
-from .opening import AsyncServerConnection, Ledger, ServerConnection
+from .connect_errors import LastFailure, copy_for_waiter, seconds
+from .record import ConnectionRecord
+from .server_connection import ServerConnection
+from .server_connection_async import AsyncServerConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _MASS_DEATH_WITHIN = 1.0
 _FILES_OF_NO_INTEREST = (os.path.dirname(os.path.dirname(__file__)), contextlib.__file__)
 
-_lendings: WeakSet[Lending] = WeakSet()
+_all: WeakSet[BorrowedConnections] = WeakSet()
 
 
 def borrowed_connections() -> list[str]:
     """A line for each pooled connection of this process that is borrowed right now."""
-    return [line for lending in list(_lendings) for line in lending.describe()]
+    return [line for borrowed in list(_all) for line in borrowed.describe()]
 
 
-class Lending:
+class BorrowedConnections:
     """The borrowed connections of one pool in one process.
 
     :param describe_borrower: names who is borrowing, for example the endpoint of a request; called
@@ -46,73 +48,78 @@ class Lending:
         self._borrowed: dict[int, ServerConnection | AsyncServerConnection] = {}
         self._died_at = 0.0
         self._idle_discarded_at = 0.0
-        _lendings.add(self)
+        _all.add(self)
 
     def __len__(self) -> int:
         return len(self._borrowed)
 
-    def lend(
-        self, conn: ServerConnection | AsyncServerConnection, owner: Any, pool: Any, now: float
-    ) -> None:
-        """Note that *conn* leaves *pool*."""
-        ledger = conn.ledger
+    def lend(self, conn: ServerConnection | AsyncServerConnection, now: float) -> None:
+        """Note that *conn* leaves the pool."""
+        record = conn.record
         if self._leak_threshold:
-            ledger.leak_logged = False
-            ledger.borrower = self._describe_borrower() if self._describe_borrower else ""
-            ledger.stack = _stack_of_borrower()
-        if ledger.pool is not pool:
-            ledger.owner, ledger.pool, ledger.lending = owner, pool, self
-        ledger.borrowed_at = now
+            record.leak_logged = False
+            record.borrower = self._describe_borrower() if self._describe_borrower else ""
+            record.stack = _stack_of_borrower()
+        record.borrowed_at = now
         self._borrowed[id(conn)] = conn
 
     def take_back(self, conn: ServerConnection | AsyncServerConnection) -> bool:
         """Note that *conn* comes back; False if it is not out."""
         if self._borrowed.pop(id(conn), None) is None:
             return False
-        ledger = conn.ledger
-        if ledger.leak_logged:
-            held = seconds(monotonic() - ledger.borrowed_at)
+        record = conn.record
+        if record.leak_logged:
+            held = seconds(monotonic() - record.borrowed_at)
             logger.warning(
                 "A connection to %s came back after %s%s.",
-                self._target, held, _by(ledger),
+                self._target, held, _by(record),
             )  # fmt: skip
-        ledger.stack = None
+        record.stack = None
         return True
 
     def log_leaks(self) -> None:
         """Log each connection that has been out for longer than ``leak_threshold``, once."""
         now = monotonic()
         for conn in list(self._borrowed.values()):
-            ledger = conn.ledger
-            held = now - ledger.borrowed_at
-            if held < self._leak_threshold or ledger.leak_logged or ledger.stack is None:
+            record = conn.record
+            held = now - record.borrowed_at
+            if held < self._leak_threshold or record.leak_logged or record.stack is None:
                 continue
-            ledger.leak_logged = True
+            record.leak_logged = True
             logger.warning(
                 "A connection to %s has been borrowed for %s%s, longer than leak_threshold (%s)."
                 " It was borrowed at:\n%s",
-                self._target, seconds(held), _by(ledger), seconds(self._leak_threshold),
-                "".join(traceback.format_list(ledger.stack)),
+                self._target, seconds(held), _by(record), seconds(self._leak_threshold),
+                "".join(traceback.format_list(record.stack)),
             )  # fmt: skip
 
-    def idle_rest_must_go(self, ledger: Ledger) -> bool:
-        """Whether a connection found dead means that the server shut down the older rest too.
+    def older_ones_are_dead(self, record: ConnectionRecord[Any]) -> bool:
+        """Whether a connection found dead means that the server shut down the older ones too.
 
         So it is for the second within a second, and for one that says so (SQLSTATE 57P02). Once
         for each shutdown: those opened since the last time do not count.
         """
         now = monotonic()
         several, self._died_at = now - self._died_at < _MASS_DEATH_WITHIN, now
-        if ledger.opened_at <= self._idle_discarded_at:
+        if record.opened_at <= self._idle_discarded_at:
             return False
-        if several or ledger.shutdown_sqlstate == "57P02":
+        if several or record.shutdown_sqlstate == "57P02":
             self._idle_discarded_at = now
             return True
         return False
 
-    def exhausted(self, timeout: float, stats: dict[str, int]) -> PoolTimeout:
-        """The error for a borrower whose time ran out while connections exist."""
-        borrowed = [conn.ledger for conn in self.all_borrowed()]
+    def explain_timeout(
+        self, failure: LastFailure, stats: dict[str, int], start: float, timeout: float
+    ) -> tuple[Exception, BaseException | None]:
+        """The error, and its cause, for a borrower who began at *start* and whose time ran out."""
+        if self._borrowed:
+            return self._exhausted(timeout, stats), failure.since(start)
+        if failure.error is not None:
+            return copy_for_waiter(failure.error), failure.error.__cause__
+        return self._unanswered(timeout), None
+
+    def _exhausted(self, timeout: float, stats: dict[str, int]) -> PoolTimeout:
+        borrowed = [conn.record for conn in self.all_borrowed()]
         message = (
             f"no connection to {self._target} came free within {seconds(timeout)}:"
             f" {len(borrowed)} of at most {stats['pool_max']} are borrowed,"
@@ -126,8 +133,7 @@ class Lending:
             f"{message}. Hold connections for a shorter time, or raise max_size or timeout"
         )
 
-    def unanswered(self, timeout: float) -> PoolTimeout:
-        """The error for a borrower whose time ran out before the server answered anybody."""
+    def _unanswered(self, timeout: float) -> PoolTimeout:
         return PoolTimeout(
             f"no connection to {self._target} could be opened within {seconds(timeout)}: the"
             " server has not answered. An attempt may take as long as connect_timeout says; only"
@@ -142,14 +148,14 @@ class Lending:
         """A line for each borrowed connection."""
         now = monotonic()
         return [
-            f"{self._target}, for {seconds(now - c.ledger.borrowed_at)}{_by(c.ledger)}"
+            f"{self._target}, for {seconds(now - c.record.borrowed_at)}{_by(c.record)}"
             for c in list(self._borrowed.values())
             if not c.is_inherited
         ]
 
 
-def _borrowed_at(ledger: Ledger) -> float:
-    return ledger.borrowed_at
+def _borrowed_at(record: ConnectionRecord[Any]) -> float:
+    return record.borrowed_at
 
 
 def _stack_of_borrower() -> traceback.StackSummary:
@@ -159,5 +165,5 @@ def _stack_of_borrower() -> traceback.StackSummary:
     return stack
 
 
-def _by(ledger: Ledger) -> str:
-    return f" by {ledger.borrower}" if ledger.borrower else ""
+def _by(record: ConnectionRecord[Any]) -> str:
+    return f" by {record.borrower}" if record.borrower else ""

@@ -15,7 +15,8 @@ import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from flask_pgmonkey.config import PoolSettings
-from flask_pgmonkey.connections import psycopg_pools
+from flask_pgmonkey.connections.psycopg_pool import Pool, sizes_and_times
+from flask_pgmonkey.connections.psycopg_pool_async import AsyncPool
 
 from .every_type import SyncCase, within
 
@@ -46,9 +47,8 @@ def test_the_underscored_names_that_are_used_exist_in_psycopg_pool() -> None:
         assert connection._expire_at > 0
 
 
-@pytest.mark.parametrize("name", ["Pool", "AsyncPool"])
-def test_no_other_underscored_names_are_used(name: str) -> None:
-    defined = getattr(psycopg_pools, name)
+@pytest.mark.parametrize("defined", [Pool, AsyncPool])
+def test_no_other_underscored_names_are_used(defined: type[Any]) -> None:
     used = {
         node.attr
         for node in ast.walk(ast.parse(inspect.getsource(defined)))
@@ -59,7 +59,7 @@ def test_no_other_underscored_names_are_used(name: str) -> None:
 
 
 def test_every_pool_setting_is_a_parameter_of_psycopg_pools_pools() -> None:
-    passed = set(psycopg_pools._sizes_and_times(PoolSettings()))
+    passed = set(sizes_and_times(PoolSettings()))
     for pool in (ConnectionPool, AsyncConnectionPool):
         assert passed <= set(inspect.signature(pool).parameters)
 

@@ -11,15 +11,15 @@ import threading
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic, TypeVar, cast
 
-from .failures import copy_for_waiter
+from .connect_errors import copy_for_waiter
 
 T = TypeVar("T")
 
 
 class _Attempt:
-    def __init__(self, done: Any, racer: object) -> None:
+    def __init__(self, done: Any, caller: object) -> None:
         self.done = done
-        self.racer = racer
+        self.caller = caller
         self.handed_over = False
         self.result: Any = None
         self.error: Exception | None = None
@@ -29,16 +29,16 @@ class _Attempt:
             raise copy_for_waiter(self.error)
         return self.result
 
-    def refuse_to_wait_for_itself(self, racer: object) -> None:
-        if self.racer == racer:
+    def refuse_to_wait_for_itself(self, caller: object) -> None:
+        if self.caller == caller:
             raise RuntimeError(
                 "a connection was asked for while it is being opened: 'configure' has to use the"
                 " connection that it is called with"
             )
 
 
-class Racers(Generic[T]):
-    """Threads that race for the same attempt."""
+class SingleFlight(Generic[T]):
+    """Threads that ask for the same thing share one attempt."""
 
     def __init__(self) -> None:
         self._running: dict[Hashable, _Attempt] = {}
@@ -66,23 +66,23 @@ class Racers(Generic[T]):
                 if self._running.get(key) is mine:
                     del self._running[key]
                     mine.done.set()
-            running.refuse_to_wait_for_itself(mine.racer)
+            running.refuse_to_wait_for_itself(mine.caller)
             running.done.wait()
             if not running.handed_over:
                 return cast("T", running.outcome())
 
 
-class AsyncRacers(Generic[T]):
-    """Tasks of one loop that race for the same attempt; put the loop into the key."""
+class AsyncSingleFlight(Generic[T]):
+    """Tasks of one loop that ask for the same thing share one attempt. The loop is in the key."""
 
     def __init__(self) -> None:
         self._running: dict[Hashable, _Attempt] = {}
 
     async def run(self, key: Hashable, attempt: Callable[[], Awaitable[T]]) -> T:
-        """:meth:`Racers.run`, on the running loop."""
+        """:meth:`SingleFlight.run`, on the running loop."""
         mine = _Attempt(asyncio.Event(), asyncio.current_task())
         while (running := self._running.setdefault(key, mine)) is not mine:
-            running.refuse_to_wait_for_itself(mine.racer)
+            running.refuse_to_wait_for_itself(mine.caller)
             await running.done.wait()
             if not running.handed_over:
                 return cast("T", running.outcome())

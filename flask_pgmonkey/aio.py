@@ -1,0 +1,138 @@
+"""Async queries that can be awaited from any event loop: they run on the background loop."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import TypeVar
+
+import psycopg
+
+from .background import await_in_background, is_in_background, submit_to_background
+from .connections.server_connection_async import AsyncServerConnection
+from .database import PooledAsyncQueries
+from .queries import IsolationLevel
+from .queries_async import AsyncQueries, AsyncTransaction
+
+T = TypeVar("T")
+
+
+class BackgroundTransaction(AsyncQueries):
+    """What ``db.aio.transaction()`` gives: the same queries, within the transaction."""
+
+    def __init__(self, there: AsyncTransaction) -> None:
+        self._there = there
+
+    def __repr__(self) -> str:
+        return repr(self._there).replace("Async", "Background")
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[BackgroundTransaction]:
+        """A savepoint: an exception in its block undoes what the block did."""
+        async with _pinned(self._there.transaction()) as nested:
+            yield nested
+
+    async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
+        return await await_in_background(self._there._run(work))
+
+
+class BackgroundDatabase(AsyncQueries):
+    """An async database on the background loop, whose methods can be awaited from any loop."""
+
+    def __init__(self, there: PooledAsyncQueries) -> None:
+        self._there = there
+
+    def __repr__(self) -> str:
+        return f"<BackgroundDatabase {self._there.config.target}>"
+
+    async def connect(self) -> None:
+        """Open the pool, so that a server that cannot be reached shows at the start.
+
+        :raises psycopg.OperationalError: at once, with the server's words.
+        """
+        await await_in_background(self._there.connect())
+
+    async def disconnect(self) -> None:
+        """Close the pool; the next query opens it again."""
+        await await_in_background(self._there.disconnect())
+
+    @asynccontextmanager
+    async def transaction(
+        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+    ) -> AsyncIterator[BackgroundTransaction]:
+        """A block whose queries, those of the object it gives, are committed together.
+
+        An exception rolls all of them back. One connection is pinned for the block.
+        """
+        async with _pinned(self._there.transaction(isolation_level, read_only)) as transaction:
+            yield transaction
+
+    async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
+        return await await_in_background(self._there._run(work))
+
+
+@asynccontextmanager
+async def _pinned(
+    block: AbstractAsyncContextManager[AsyncTransaction],
+) -> AsyncIterator[BackgroundTransaction]:
+    """A block that is entered and left on the background loop, from any loop."""
+    if is_in_background():
+        async with block as transaction:
+            yield BackgroundTransaction(transaction)
+        return
+    pinned = _PinnedBlock(block)
+    transaction = await pinned.begin()
+    try:
+        yield BackgroundTransaction(transaction)
+    except BaseException:
+        await pinned.end(commit=False)
+        raise
+    await pinned.end(commit=True)
+
+
+class _PinnedBlock:
+    """A block that one job on the background loop holds open from begin to end.
+
+    Whenever that job is cancelled, it rolls back and gives its connection back.
+    """
+
+    def __init__(self, block: AbstractAsyncContextManager[AsyncTransaction]) -> None:
+        self._block = block
+        self._begun: concurrent.futures.Future[AsyncTransaction] = concurrent.futures.Future()
+        self._over: asyncio.Future[bool] | None = None
+
+    async def begin(self) -> AsyncTransaction:
+        self._job = submit_to_background(self._hold())
+        self._job.add_done_callback(self._pass_failure_on)
+        try:
+            return await asyncio.wrap_future(self._begun)
+        except BaseException:
+            self._job.cancel()
+            raise
+
+    async def end(self, commit: bool) -> None:
+        self._job._loop.call_soon_threadsafe(self._set_over, commit)
+        await asyncio.wrap_future(self._job)
+
+    async def _hold(self) -> None:
+        self._over = asyncio.get_running_loop().create_future()
+        with suppress(psycopg.Rollback):  # psycopg lets it through where the connection is dead
+            async with self._block as transaction:
+                if self._begun.set_running_or_notify_cancel():
+                    self._begun.set_result(transaction)
+                if not await self._over:
+                    raise psycopg.Rollback
+
+    def _set_over(self, commit: bool) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(commit)
+
+    def _pass_failure_on(self, job: concurrent.futures.Future[None]) -> None:
+        if self._begun.done():
+            return
+        if job.cancelled():
+            self._begun.cancel()
+        elif (error := job.exception()) is not None:
+            self._begun.set_exception(error)

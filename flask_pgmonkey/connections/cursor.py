@@ -1,0 +1,131 @@
+"""The cursors of our connections: the one place that every statement of theirs passes.
+
+A prepared statement that a migration made stale is dropped and run again, unseen, where that is
+safe; and a statement that leaves state on the session marks it, so that the session is reset when
+it comes back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psycopg
+from psycopg import errors
+from psycopg._cursor_base import BaseCursor
+from psycopg.abc import ConnectionType
+from psycopg.pq import TransactionStatus
+from psycopg.rows import Row
+
+from .marks import leaves_state
+
+if TYPE_CHECKING:
+    from psycopg._preparing import Prepare
+    from psycopg._queries import PostgresQuery
+    from psycopg.abc import Params, PQGen, Query
+    from psycopg.pq.abc import PGresult
+
+    from .record import ConnectionRecord
+
+# PostgreSQL has no SQLSTATE of its own for a plan whose columns changed, and translates its words.
+_STALE_PLAN = (errors.FeatureNotSupported, errors.InvalidSqlStatementName)
+_FINDS_STALE_PLANS = "RevalidateCachedQuery"
+
+
+class _OwnCursor(BaseCursor[ConnectionType, Row]):
+    """What our two cursors share: psycopg's generators, which neither block nor await."""
+
+    __slots__ = ()
+
+    @property
+    def _record(self) -> ConnectionRecord[Any]:
+        record: ConnectionRecord[Any] = self._conn.record  # type: ignore[attr-defined]
+        return record
+
+    def _execute_gen(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> PQGen[None]:
+        try:
+            return (yield from super()._execute_gen(query, params, prepare=prepare, binary=binary))
+        except _STALE_PLAN as error:
+            if not (is_stale_plan(error) and self._may_run_again(error)):
+                raise
+        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
+
+    def _may_run_again(self, error: psycopg.Error) -> bool:
+        # With a context it came from within a function or procedure, which may have committed.
+        return (
+            self._pgconn.transaction_status == TransactionStatus.IDLE
+            and self._conn._pipeline is None
+            and not error.diag.context
+        )
+
+    def _raise_for_result(self, result: PGresult) -> NoReturn:
+        # What the server refuses comes here, from execute(), executemany() and pipelines.
+        try:
+            super()._raise_for_result(result)
+        except _STALE_PLAN as error:
+            if is_stale_plan(error):
+                # The pool's other connections drop theirs when they are borrowed next.
+                self._record.opener.plans_changed += 1
+                self._record.prepare_anew(self._conn)
+            raise
+
+    def _get_prepared(
+        self, pgq: PostgresQuery, prepare: bool | None = None
+    ) -> tuple[Prepare, bytes]:
+        # Before each statement is sent, by execute() and executemany(), in a pipeline too.
+        if leaves_state(pgq.query):
+            self._record.is_marked = True
+        return self._conn._prepared.get(pgq, prepare)
+
+
+class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
+    """psycopg's Cursor over a stale plan, and with an eye on what stays on the session."""
+
+    __slots__ = ()
+
+
+class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.AsyncCursor[Row]):
+    """psycopg's AsyncCursor over a stale plan, and with an eye on what stays on the session."""
+
+    __slots__ = ()
+
+
+class ServerCursor(psycopg.ServerCursor[Row]):
+    """psycopg's ServerCursor, which marks the session if it is to outlive its transaction."""
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _mark_if_held(self)
+
+
+class AsyncServerCursor(psycopg.AsyncServerCursor[Row]):
+    """psycopg's AsyncServerCursor, which marks the session if it is to outlive its transaction."""
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _mark_if_held(self)
+
+
+def _mark_if_held(cursor: psycopg.ServerCursor[Any] | psycopg.AsyncServerCursor[Any]) -> None:
+    conn: Any = cursor.connection
+    if cursor.withhold:
+        conn.record.is_marked = True
+
+
+def is_stale_plan(error: psycopg.Error) -> bool:
+    """Whether the server refused a prepared statement that does not fit its tables any more, or
+    that it does not have. The statement did not run."""
+    return (
+        isinstance(error, errors.InvalidSqlStatementName)
+        or error.diag.source_function == _FINDS_STALE_PLANS
+    )

@@ -1,0 +1,58 @@
+"""Which statements leave state on the session that outlives their transaction.
+
+By its text, since only that tells ``SET LOCAL`` from ``SET``, and since a pipeline has no results
+yet. What a function or procedure of the user's own does inside cannot be seen here.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# As psycopg has it: longer ones are rarely sent twice.
+_LONGEST_REMEMBERED = 4096
+
+# What any statement that leaves something contains, wherever it stands. For most there is no more.
+_SUSPICIOUS = (
+    rb"\b(?:SET|RESET|DISCARD|LISTEN|UNLISTEN|PREPARE|DEALLOCATE|LOAD|DO|HOLD|TEMP|TEMPORARY"
+    rb"|set_config|pg_temp|pg_(?:try_)?advisory_(?:un)?lock\w*)\b"
+)
+# Comments, strings, quoted names and dollar quotes.
+_NO_CODE = (
+    rb"--[^\n]*|/\*.*?\*/|\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
+    rb"|\$((?:[A-Za-z_]\w*)?)\$.*?\$\1\$"
+)
+_LEAVES_STATE = (
+    # SET, but for what ends with the transaction.
+    rb"\ASET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)"
+    rb"|\A(?:RESET|DISCARD|LISTEN|UNLISTEN|DEALLOCATE|LOAD|DO)\b"
+    rb"|\APREPARE\s+(?!TRANSACTION\b)"
+    rb"|\ADECLARE\b.*\bWITH\s+HOLD\b"
+    rb"|\ACREATE\s+(?:OR\s+REPLACE\s+)?(?:(?:GLOBAL|LOCAL)\s+)?(?:TEMP|TEMPORARY)\b"
+    rb"|\bINTO\s+(?:TEMP|TEMPORARY)\b|\bpg_temp\b"
+    # But for set_config(…, true), which ends with the transaction.
+    rb"|\bset_config\s*\((?![^()]*,\s*true\s*\))"
+    rb"|\bpg_(?:try_)?advisory_(?:un)?lock(?:_shared|_all)?\s*\("
+)
+
+
+def leaves_state(query: bytes) -> bool:
+    """Whether a query, of one or more statements, marks the session that it runs on."""
+    if len(query) > _LONGEST_REMEMBERED:
+        return _leaves_state(query)
+    return _remembered(query)
+
+
+def _leaves_state(query: bytes) -> bool:
+    if re.search(_SUSPICIOUS, query, re.IGNORECASE) is None:
+        return False
+    # A quoted name is code where it calls a function: "pg_catalog"."set_config"(…).
+    code = re.sub(rb'"([a-z_]+)"', rb"\1", query)
+    code = re.sub(_NO_CODE, b" ", code, flags=re.DOTALL)
+    return any(
+        re.search(_LEAVES_STATE, statement.strip(), re.IGNORECASE | re.DOTALL)
+        for statement in code.split(b";")
+    )
+
+
+_remembered = lru_cache(maxsize=1024)(_leaves_state)

@@ -1,0 +1,254 @@
+"""psycopg_pool's ConnectionPool, with what web apps need beyond it.
+
+Four things differ: how long and how often a failing connection is tried again, who hears of the
+failure, that no interrupted waiter stays in the line, and that closing waits for nobody.
+Only this file and its twin touch psycopg_pool's underscored names, and a test pins them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, cast
+from weakref import ref
+
+from psycopg_pool import ConnectionPool, PoolClosed
+from psycopg_pool.pool import AddConnection, WaitingClient
+
+from ..config import PoolSettings
+from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure
+from .server_connection import ServerConnection
+
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 0.5
+
+
+def sizes_and_times(settings: PoolSettings) -> dict[str, Any]:
+    return {
+        "min_size": settings.min_size,
+        "max_size": settings.max_size,
+        "timeout": settings.timeout,
+        "max_waiting": settings.max_waiting,
+        "max_lifetime": settings.max_lifetime,
+        "max_idle": settings.max_idle,
+        "reconnect_timeout": settings.reconnect_timeout,
+        "num_workers": settings.num_workers,
+    }
+
+
+class Connector:
+    """Stands where psycopg_pool expects a connection class: opens the pool's connections.
+
+    Repeats a failure that can pass until it succeeds or nobody waits and *reconnect_timeout*
+    seconds are over; a failure that cannot pass fails all who wait, at once.
+    """
+
+    def __init__(self, open_connection: Callable[[], ServerConnection], reconnect_timeout: float):
+        self._open_connection = open_connection
+        self._reconnect_timeout = reconnect_timeout
+        self.failure: LastFailure = LastFailure()
+        self.stopping: threading.Event = threading.Event()
+        self.pool: Callable[[], Pool | None] = lambda: None
+
+    def connect(self, conninfo: str = "", **kwargs: Any) -> ServerConnection:
+        give_up_at = monotonic() + self._reconnect_timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                conn = self._open()
+            except Exception as error:
+                self.failure.note(error)
+                pool = self.pool()
+                if pool is None or not can_pass(error):
+                    if pool is not None:
+                        pool.fail_waiting(error)
+                    raise
+                if monotonic() >= give_up_at and not pool.has_waiting():
+                    raise
+                if self.stopping.wait(pause):
+                    raise
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self.failure.error = None
+                return conn
+
+    def _open(self) -> ServerConnection:
+        try:
+            return self._open_connection()
+        except SystemExit as error:
+            raise exit_in_configure(error) from error
+
+
+class Pool(ConnectionPool[ServerConnection]):
+    """psycopg_pool's ConnectionPool; see the top of this file."""
+
+    def __init__(self, connector: Connector, settings: PoolSettings, name: str):
+        self._pid = os.getpid()
+        self.connector = connector
+        super().__init__(
+            connection_class=cast("type[ServerConnection]", connector),
+            open=False,
+            name=name,
+            **sizes_and_times(settings),
+        )
+        connector.pool = ref(self)
+
+    def __del__(self) -> None:
+        # An inherited pool has no threads here, and its locks may be held for ever.
+        if self._pid == os.getpid() and not getattr(self, "_closed", True):
+            self.close_by(0.0)
+
+    def open_with(self, first: ServerConnection) -> None:
+        """Open the pool with a connection in it; the workers open those that ``min_size`` lacks."""
+        self._set_connection_expiry_date(first)
+        self._pool.append(first)
+        self._nconns = max(0, self._min_size - 1)
+        self.open()
+        with self._lock:
+            self._nconns += 1
+
+    def take(self, deadline: float, now: float) -> ServerConnection:
+        """An idle connection, or the next that comes free or is opened. Not checked.
+
+        :param now: by ``time.monotonic``, as the deadline.
+        :raises PoolTimeout: when the deadline has passed.
+        """
+        self._stats[self._REQUESTS_NUM] += 1
+        with self._lock:
+            if self._closed:
+                self._check_open_getconn()
+            conn = self._get_ready_connection(deadline - now)
+            if conn is not None:
+                conn._pool = self
+                return conn
+            waiter = WaitingClient[ServerConnection]()
+            self._waiting.append(waiter)
+            if self._pool:  # garbage collected here, in this thread, may have given one back
+                self._add_to_pool(self._pool.popleft())
+            self._maybe_grow_pool()
+        conn = self._wait(waiter, deadline)
+        conn._pool = self
+        return conn
+
+    def _wait(self, waiter: WaitingClient[ServerConnection], deadline: float) -> ServerConnection:
+        start = monotonic()
+        self._stats[self._REQUESTS_QUEUED] += 1
+        try:
+            return waiter.wait(deadline - start)
+        except BaseException:
+            # SystemExit, KeyboardInterrupt and gevent's Timeout too: a waiter that stayed in the
+            # line would swallow the next connection, and count for max_waiting until then.
+            self._stats[self._REQUESTS_ERRORS] += 1
+            with self._lock:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+            if not waiter.fail(PoolClosed("the wait was interrupted")) and waiter.conn:
+                self._return_connection(waiter.conn, from_getconn=True)
+            raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
+
+    def give_back(self, conn: ServerConnection, now: float) -> None:
+        """Take back an idle connection: psycopg_pool's putconn without what is checked already."""
+        if conn._expire_at <= now:
+            self._return_connection(conn, from_getconn=False)
+        else:
+            self._add_to_pool(conn)
+
+    def discard(self, conn: ServerConnection) -> None:
+        """Close a connection that was taken; opens another only where one is needed."""
+        conn._pool = None
+        conn.close()
+        self._stats[self._CONNECTIONS_LOST] += 1
+        with self._lock:
+            self._forget(1)
+
+    def forget(self, conn: ServerConnection) -> None:
+        """Count no more with a connection that was taken and will not come back."""
+        conn._pool = None
+        with self._lock:
+            self._forget(1)
+
+    def discard_idle(self, opened_before: float = math.inf) -> None:
+        """Close idle connections; opens others only where they are needed.
+
+        :param opened_before: only those that were opened before (by ``time.monotonic``).
+        """
+        with self._lock:
+            idle = [conn for conn in self._pool if conn.record.opened_at < opened_before]
+            for conn in idle:
+                self._pool.remove(conn)
+            self._nconns_min = 0
+            self._forget(len(idle))
+        for conn in idle:
+            self._close_connection(conn)
+
+    def _forget(self, count: int) -> None:
+        self._nconns -= count
+        if self._closed:
+            return
+        while self._nconns < self._min_size:
+            self._nconns += 1
+            self.run_task(AddConnection(self))
+        if self._waiting:
+            self._maybe_grow_pool()
+
+    def has_waiting(self) -> bool:
+        """Whether somebody waits for a connection."""
+        return bool(self._waiting)
+
+    def fail_waiting(self, error: Exception) -> None:
+        """Let all who wait have *error* now."""
+        with self._lock:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for waiter in waiting:
+            waiter.fail(copy_for_waiter(error))
+
+    def close_by(self, deadline: float) -> None:
+        """Close the idle connections and fail all who wait with PoolClosed.
+
+        Waits for no borrower: what is lent closes when it comes back. The pool's threads have until
+        *deadline* (by ``time.monotonic``) to end; one that is connecting ends later by itself.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            idle, waiting = list(self._pool), list(self._waiting)
+            self._pool.clear()
+            self._waiting.clear()
+            threads = self._signal_stop_worker()
+        self.connector.stopping.set()
+        for conn in idle:
+            self._close_connection(conn)
+        for waiter in waiting:
+            waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
+
+    def _add_connection(self, attempt: object, growing: bool = False) -> None:
+        # Runs in a worker. The connector has done all the trying again.
+        try:
+            conn = self._connect()
+        except Exception as error:
+            logger.warning("Could not connect to %s: %s", self.name, error)
+            with self._lock:
+                self._nconns -= 1
+                self._growing = self._growing and not growing
+                if self._waiting:  # since the last attempt
+                    self._maybe_grow_pool()
+            return
+        self._add_to_pool(conn)
+        if growing:
+            with self._lock:
+                self._growing = False
+                if self._nconns < self._min_size or self._waiting:
+                    self._maybe_grow_pool()

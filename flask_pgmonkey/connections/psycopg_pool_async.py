@@ -1,0 +1,259 @@
+"""psycopg_pool's AsyncConnectionPool, bent alike. The twin of ``psycopg_pool.py``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import Any, cast
+from weakref import ref
+
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool.pool_async import AddConnection, WaitingClient
+
+from ..config import PoolSettings
+from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure
+from .loops import drop_task, with_inner_tasks
+from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE, sizes_and_times
+from .server_connection_async import AsyncServerConnection
+
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
+
+_GRACE_FOR_IDLE_WORKERS = 0.05
+
+
+class AsyncConnector:
+    """:class:`Connector` on a loop."""
+
+    def __init__(
+        self,
+        open_connection: Callable[[], Awaitable[AsyncServerConnection]],
+        reconnect_timeout: float,
+    ):
+        self._open_connection = open_connection
+        self._reconnect_timeout = reconnect_timeout
+        self.failure: LastFailure = LastFailure()
+        self.pool: Callable[[], AsyncPool | None] = lambda: None
+
+    async def connect(self, conninfo: str = "", **kwargs: Any) -> AsyncServerConnection:
+        give_up_at = monotonic() + self._reconnect_timeout
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                conn = await self._open()
+            except Exception as error:
+                self.failure.note(error)
+                pool = self.pool()
+                if pool is None or pool.closed or not can_pass(error):
+                    if pool is not None:
+                        await pool.fail_waiting(error)
+                    raise
+                if monotonic() >= give_up_at and not pool.has_waiting():
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self.failure.error = None
+                return conn
+
+    async def _open(self) -> AsyncServerConnection:
+        try:
+            return await self._open_connection()
+        except SystemExit as error:
+            raise exit_in_configure(error) from error
+
+
+class _FutureWaiter(WaitingClient[AsyncServerConnection]):
+    """A place in the line of an :class:`AsyncPool`.
+
+    psycopg_pool's own suspends while it is served, under the lock of the pool; a task cancelled
+    there loses its connection. This one never does, so nothing that holds the lock is suspended.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._served: asyncio.Future[AsyncServerConnection] = self._loop.create_future()
+
+    async def wait(self, timeout: float) -> AsyncServerConnection:
+        timer = self._loop.call_later(timeout, self._expire)
+        try:
+            return await self._served
+        finally:
+            timer.cancel()
+
+    async def set(self, conn: AsyncServerConnection) -> bool:
+        if self._served.done():
+            return False
+        self._served.set_result(conn)
+        return True
+
+    async def fail(self, error: Exception) -> bool:
+        if self._served.done():
+            return False
+        self._served.set_exception(error)
+        return True
+
+    def withdraw(self) -> AsyncServerConnection | None:
+        """Leave the line; gives the connection that came at the same moment."""
+        if self._served.cancel() or self._served.cancelled() or self._served.exception():
+            return None
+        return self._served.result()
+
+    def _expire(self) -> None:
+        if not self._served.done():
+            self._served.set_exception(PoolTimeout("the deadline has passed"))
+
+
+class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
+    """psycopg_pool's AsyncConnectionPool; see the top of ``psycopg_pool.py``."""
+
+    def __init__(self, connector: AsyncConnector, settings: PoolSettings, name: str):
+        self.connector = connector
+        super().__init__(
+            connection_class=cast("type[AsyncServerConnection]", connector),
+            open=False,
+            name=name,
+            **sizes_and_times(settings),
+        )
+        connector.pool = ref(self)
+
+    async def open_with(self, first: AsyncServerConnection) -> None:
+        """:meth:`Pool.open_with`, on the running loop."""
+        self._set_connection_expiry_date(first)
+        self._pool.append(first)
+        self._nconns = max(0, self._min_size - 1)
+        await self.open()
+        self._nconns += 1
+
+    async def take(self, deadline: float, now: float) -> AsyncServerConnection:
+        """:meth:`Pool.take`, on the running loop."""
+        self._stats[self._REQUESTS_NUM] += 1
+        async with self._lock:
+            if self._closed:
+                self._check_open_getconn()
+            conn = await self._get_ready_connection(deadline - now)
+            if conn is not None:
+                conn._pool = self
+                return conn
+            waiter = _FutureWaiter()
+            self._waiting.append(waiter)
+            self._maybe_grow_pool()
+        conn = await self._wait(waiter, deadline)
+        conn._pool = self
+        return conn
+
+    async def _wait(self, waiter: _FutureWaiter, deadline: float) -> AsyncServerConnection:
+        start = monotonic()
+        self._stats[self._REQUESTS_QUEUED] += 1
+        try:
+            return await waiter.wait(deadline - start)
+        except BaseException:
+            self._stats[self._REQUESTS_ERRORS] += 1
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            if (conn := waiter.withdraw()) is not None:
+                await self._return_connection(conn, from_getconn=True)
+            raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
+
+    async def give_back(self, conn: AsyncServerConnection, now: float) -> None:
+        """:meth:`Pool.give_back`, on the running loop."""
+        if conn._expire_at <= now:
+            await self._return_connection(conn, from_getconn=False)
+        else:
+            await self._add_to_pool(conn)
+
+    async def discard(self, conn: AsyncServerConnection) -> None:
+        """:meth:`Pool.discard`, on the running loop."""
+        conn._pool = None
+        await conn.close()
+        self._stats[self._CONNECTIONS_LOST] += 1
+        self._forget(1)
+
+    async def discard_idle(self, opened_before: float = math.inf) -> None:
+        """:meth:`Pool.discard_idle`, on the running loop."""
+        idle = [conn for conn in self._pool if conn.record.opened_at < opened_before]
+        for conn in idle:
+            self._pool.remove(conn)
+        self._nconns_min = 0
+        self._forget(len(idle))
+        for conn in idle:
+            await self._close_connection(conn)
+
+    def _forget(self, count: int) -> None:
+        self._nconns -= count
+        if self._closed:
+            return
+        while self._nconns < self._min_size:
+            self._nconns += 1
+            self.run_task(AddConnection(self))
+        if self._waiting:
+            self._maybe_grow_pool()
+
+    def has_waiting(self) -> bool:
+        """Whether somebody waits for a connection."""
+        return bool(self._waiting)
+
+    async def fail_waiting(self, error: Exception) -> None:
+        """Let all who wait have *error* now."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for waiter in waiting:
+            await waiter.fail(copy_for_waiter(error))
+
+    async def close_by(self, deadline: float) -> None:
+        """:meth:`Pool.close_by`, on the running loop; a task that is connecting is cancelled."""
+        if self._closed:
+            return
+        self._closed = True
+        idle, waiting = list(self._pool), list(self._waiting)
+        self._pool.clear()
+        self._waiting.clear()
+        for conn in idle:
+            await self._close_connection(conn)
+        for waiter in waiting:
+            await waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+        tasks = await self._signal_stop_worker()
+        await asyncio.wait(tasks, timeout=_GRACE_FOR_IDLE_WORKERS)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=max(0.0, deadline - monotonic()))
+
+    async def _add_connection(self, attempt: object, growing: bool = False) -> None:
+        # As Pool._add_connection; of the loop's tasks, none is suspended while it holds the lock.
+        try:
+            conn = await self._connect()
+        except (Exception, asyncio.CancelledError) as error:
+            self._nconns -= 1
+            self._growing = self._growing and not growing
+            if isinstance(error, asyncio.CancelledError):
+                # The worker would log it and go on.
+                cast("asyncio.Task[Any]", asyncio.current_task()).cancel()
+                return
+            logger.warning("Could not connect to %s: %s", self.name, error)
+            if self._waiting:  # since the last attempt
+                self._maybe_grow_pool()
+            return
+        await self._add_to_pool(conn)
+        if growing:
+            self._growing = False
+            if self._nconns < self._min_size or self._waiting:
+                self._maybe_grow_pool()
+
+    def finish(self) -> None:
+        """Close the idle connections where no loop runs any more that could do it."""
+        self._closed = True
+        for conn in self._pool:
+            conn.pgconn.finish()
+        self._pool.clear()
+        for task in self.tasks_of_its_own():
+            drop_task(task)
+
+    def tasks_of_its_own(self) -> list[asyncio.Task[Any]]:
+        """The workers and the scheduler, with the tasks in which they wait."""
+        if self._sched_runner is None:
+            return []
+        return with_inner_tasks([*self._workers, self._sched_runner])

@@ -1,0 +1,108 @@
+"""psycopg's AsyncConnection as this package opens it. The twin of ``server_connection.py``."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+
+from ..config import Config
+from .cursor import AsyncCursor, AsyncServerCursor
+from .record import AsyncSource, ConnectionRecord, Opener
+from .server_connection_base import (
+    CLEAR_SESSION,
+    BaseServerConnection,
+    Configure,
+    hear_nothing_more,
+    parent_process_has_it,
+    refuse,
+    require_idle,
+    set_all,
+    set_plain_attributes,
+)
+
+if TYPE_CHECKING:
+    from psycopg.abc import PQGen
+    from psycopg.rows import AsyncRowFactory
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+
+class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
+    """psycopg's AsyncConnection with our record, of no use to a forked child."""
+
+    record: ConnectionRecord[AsyncSource[AsyncServerConnection]]
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        if self.owner_pid != os.getpid():
+            raise parent_process_has_it()
+        return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
+
+    @classmethod
+    async def open(
+        cls,
+        opener: Opener,
+        configure: Configure | None,
+        row_factory: AsyncRowFactory[Any] | None,
+    ) -> Self:
+        """:meth:`ServerConnection.open`, on the running loop."""
+        config = opener.config
+        conn = await cls.connect(
+            **await config.connect_kwargs_on_loop(),
+            autocommit=True,
+            row_factory=row_factory,
+            cursor_factory=AsyncCursor,
+        )
+        try:
+            conn.server_cursor_factory = AsyncServerCursor
+            conn.record = ConnectionRecord(conn, opener)
+            if settings := config.async_settings:
+                await conn._apply(config, settings)
+            if configure:
+                done = configure(conn)
+                if inspect.isawaitable(done):
+                    await done
+                require_idle(conn, configure)
+            conn.record.note_opened(conn)
+        except BaseException:
+            conn.pgconn.finish()
+            raise
+        return conn
+
+    async def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
+        try:
+            await self.execute(*set_all(settings), prepare=False)
+        except psycopg.DatabaseError as error:
+            for name, value in settings.items():
+                try:
+                    await self.execute(*set_all({name: value}), prepare=False)
+                except psycopg.DatabaseError as refusal:
+                    refuse(config, "async_settings", name, refusal)
+            raise error
+
+    async def put_back_attributes(self) -> None:
+        """Undo what the borrower changed on this object. Costs no round trip.
+
+        Autocommit is left to the next borrow, which sets it as it needs it.
+        """
+        isolation_level, read_only, deferrable, *plain, _ = self.record.attributes
+        await self.set_isolation_level(isolation_level)
+        await self.set_read_only(read_only)
+        await self.set_deferrable(deferrable)
+        set_plain_attributes(self, plain)
+
+    async def reset_session(self) -> None:
+        """:meth:`ServerConnection.reset_session`, on the running loop."""
+        settings = self.record.opener.config.async_settings
+        await self.set_autocommit(True)
+        async with self.pipeline():
+            for statement in CLEAR_SESSION:
+                await self.execute(statement, prepare=False)
+            if settings:
+                await self.execute(*set_all(settings), prepare=False)
+        hear_nothing_more(self, self.record)
+        self.record.is_marked = False

@@ -1,0 +1,119 @@
+"""What the two kinds of server connections share: how a session begins, and what a reset undoes.
+
+The settings of the config are applied in one round trip, with bound parameters; then the user's
+``configure`` runs; then the connection is remembered as it is, so that every release can put back
+what a borrower changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psycopg
+from psycopg import sql
+from psycopg._connection_base import BaseConnection
+from psycopg.pq import TransactionStatus
+
+from ..config import Config, is_secret_key
+from ..errors import ConfigError
+from .record import AnyConnection, ConnectionRecord
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
+Configure = Callable[[Any], "Awaitable[None] | None"]
+"""Called with every new psycopg connection; may return an awaitable for async connections."""
+
+CLEAR_SESSION = (
+    "CLOSE ALL",
+    "SET SESSION AUTHORIZATION DEFAULT",  # also ends a SET ROLE, which RESET ALL leaves
+    "RESET ALL",
+    "SELECT pg_advisory_unlock_all()",
+    "UNLISTEN *",
+    "DISCARD TEMP",
+)
+
+_SELECT = sql.SQL("SELECT ")
+_SET_ONE = sql.SQL("pg_catalog.set_config(%s, %s, false)")
+
+_PLAIN_ATTRIBUTES = (
+    "prepare_threshold", "prepared_max", "row_factory", "cursor_factory", "server_cursor_factory",
+)  # fmt: skip
+
+
+class BaseServerConnection(BaseConnection[Any]):
+    """A psycopg connection with our record, of no use to a forked child.
+
+    :ivar owner_pid: the process that opened it.
+    """
+
+    record: ConnectionRecord[Any]
+    _pool: Any  # psycopg_pool's name for the pool that lends it
+
+    def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self.owner_pid: int = os.getpid()
+        # As for every pooled connection: psycopg would warn when it is dropped with its owner.
+        self._pool = None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether the parent process opened it, before a fork. Then it must be left alone here:
+        both processes have the same socket."""
+        return self.owner_pid != os.getpid()
+
+    @property
+    def closed(self) -> bool:
+        return self.is_inherited or super().closed
+
+
+def set_all(settings: Mapping[str, str]) -> tuple[sql.Composed, list[str]]:
+    """The query, and its parameters, that applies server settings to a session."""
+    calls = sql.SQL(", ").join([_SET_ONE] * len(settings))
+    return _SELECT + calls, [part for item in settings.items() for part in item]
+
+
+def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoReturn:
+    """Raise the ConfigError for a setting that the server refuses."""
+    refusal = f"{config.origin}: {section}.{name}: the server refuses it"
+    written = config.written
+    if is_secret_key(name) or written.is_resolved(written.sections[section][name]):
+        # The server's own words quote the value.
+        raise ConfigError(f"{refusal}: {type(error).__name__}") from None
+    raise ConfigError(f"{refusal}: {error}") from error
+
+
+def require_idle(conn: AnyConnection, configure: Configure) -> None:
+    """Refuse a new connection on which *configure* left a transaction open."""
+    status = conn.pgconn.transaction_status
+    if status != TransactionStatus.IDLE:
+        raise psycopg.ProgrammingError(
+            f"{configure!r} left a new connection in status {TransactionStatus(status).name};"
+            " it must leave no transaction open"
+        )
+
+
+def set_plain_attributes(conn: Any, values: Iterable[Any]) -> None:
+    """Set the attributes of a psycopg connection that take no await."""
+    for name, value in zip(_PLAIN_ATTRIBUTES, values, strict=True):
+        setattr(conn, name, value)
+
+
+def hear_nothing_more(conn: AnyConnection, record: ConnectionRecord[Any]) -> None:
+    """Undo what was added to hear the server, after UNLISTEN: also what was heard and not read."""
+    conn._notice_handlers[:] = record.notice_handlers
+    conn._notify_handlers[:] = record.notify_handlers
+    while conn.pgconn.notifies():
+        pass
+    if conn._notifies_backlog:
+        conn._notifies_backlog.clear()
+
+
+def parent_process_has_it() -> psycopg.InterfaceError:
+    """The error of a child process that uses its parent's connection."""
+    return psycopg.InterfaceError(
+        "this psycopg connection was opened by the parent process, which goes on using it: borrow"
+        " one in this process"
+    )

@@ -1,0 +1,202 @@
+"""Queries, given connections to run them on.
+
+A single query is durable when it returns: connections are borrowed in autocommit, so that it costs
+one round trip. ``transaction()`` groups several.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import scalar_row
+
+from .connections.cursor import is_stale_plan
+from .connections.server_connection import ServerConnection
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+    from psycopg.rows import RowFactory
+
+IsolationLevel: TypeAlias = psycopg.IsolationLevel
+
+
+class Queries(ABC):
+    """The queries of everything that has a source of connections."""
+
+    @abstractmethod
+    def _begin_use(self) -> ServerConnection:
+        """A connection in autocommit, or in the transaction that the query joins."""
+
+    @abstractmethod
+    def _end_use(self, conn: ServerConnection) -> None:
+        """The query is over."""
+
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+    ) -> Any:
+        """The first row of the result, or None if there is none.
+
+        :param query: a string, a :mod:`psycopg.sql` object, or on Python 3.14 a template string.
+        :param params: the values of its placeholders.
+        :param row_factory: how to make the row; the database's own without it.
+        """
+        conn = self._begin_use()
+        try:
+            return _run(conn, query, params, row_factory).fetchone()
+        finally:
+            self._end_use(conn)
+
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+    ) -> list[Any]:
+        """All rows of the result. Parameters as for :meth:`fetch_one`."""
+        conn = self._begin_use()
+        try:
+            return _run(conn, query, params, row_factory).fetchall()
+        finally:
+            self._end_use(conn)
+
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+    ) -> Any:
+        """The first column of the first row, or None if there is no row.
+
+        Parameters as for :meth:`fetch_one`; with a *row_factory*, what it makes is the value.
+        """
+        return self.fetch_one(query, params, row_factory=row_factory or scalar_row)
+
+    def execute(self, query: Query, params: Params | None = None) -> int:
+        """Run a query whose rows nobody wants.
+
+        :return: the number of rows it affected; 0 for a command that affects none.
+        """
+        conn = self._begin_use()
+        try:
+            return max(0, _run(conn, query, params, None).rowcount)
+        finally:
+            self._end_use(conn)
+
+    def execute_many(self, query: Query, params_seq: Iterable[Params]) -> int:
+        """Run a query with each set of parameters, all of them or none.
+
+        :return: the number of rows affected in all.
+        """
+        # At once: a generator that queries would wait for the connection that executemany holds.
+        params_list = list(params_seq)
+        conn = self._begin_use()
+        try:
+            is_outermost = conn.pgconn.transaction_status == TransactionStatus.IDLE
+            try:
+                return _execute_many(conn, query, params_list)
+            except psycopg.Error as error:
+                if not (is_outermost and is_stale_plan(error) and not error.diag.context):
+                    raise
+            return _execute_many(conn, query, params_list)
+        finally:
+            self._end_use(conn)
+
+
+class Transaction(Queries):
+    """What ``transaction()`` gives: the same queries, within the transaction.
+
+    :ivar connection: the psycopg connection that the transaction is on.
+    """
+
+    def __init__(self, conn: ServerConnection) -> None:
+        self._conn: ServerConnection | None = conn
+
+    def __repr__(self) -> str:
+        return f"<Transaction {'over' if self._conn is None else 'open'}>"
+
+    @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """The psycopg connection that the transaction is on."""
+        return self._begin_use()
+
+    def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
+        """A cursor; takes what :meth:`psycopg.Connection.cursor` takes."""
+        return cast("psycopg.Cursor[Any]", self._begin_use().cursor(*args, **kwargs))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """A savepoint: an exception in its block undoes what the block did."""
+        with nested_transaction(self._begin_use()) as nested:
+            yield nested
+
+    def _begin_use(self) -> ServerConnection:
+        if self._conn is None:
+            raise RuntimeError("this transaction is over: use it within its block")
+        return self._conn
+
+    def _end_use(self, conn: ServerConnection) -> None:
+        pass
+
+    def _end(self) -> None:
+        self._conn = None
+
+
+@contextmanager
+def outermost_transaction(
+    conn: ServerConnection, isolation_level: IsolationLevel | None, read_only: bool | None
+) -> Iterator[Transaction]:
+    """A transaction on a connection that is in none.
+
+    Isolation level and access mode go with BEGIN, so they cost no round trip.
+    """
+    before = conn.isolation_level, conn.read_only
+    if isolation_level is not None:
+        conn.isolation_level = isolation_level
+    if read_only is not None:
+        conn.read_only = read_only
+    try:
+        with nested_transaction(conn) as transaction:
+            yield transaction
+    finally:
+        if not conn.closed and before != (conn.isolation_level, conn.read_only):
+            conn.isolation_level, conn.read_only = before
+
+
+@contextmanager
+def nested_transaction(conn: ServerConnection) -> Iterator[Transaction]:
+    """A transaction, or a savepoint where one is open."""
+    with conn.transaction():
+        transaction = Transaction(conn)
+        try:
+            yield transaction
+        finally:
+            transaction._end()
+
+
+def _run(
+    conn: ServerConnection,
+    query: Query,
+    params: Params | None,
+    row_factory: RowFactory[Any] | None,
+) -> psycopg.Cursor[Any]:
+    # As conn.cursor() makes it, without what execute() checks again.
+    cursor = conn.cursor_factory(conn, row_factory=row_factory or conn.row_factory)
+    # The signature wants template strings apart, which take no parameters.
+    return cursor.execute(query, params)  # type: ignore[arg-type]
+
+
+def _execute_many(conn: ServerConnection, query: Query, params_list: list[Params]) -> int:
+    with conn.transaction(), conn.cursor() as cursor:
+        cursor.executemany(query, params_list)
+        return max(0, cursor.rowcount)
