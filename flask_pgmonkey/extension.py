@@ -18,7 +18,7 @@ from flask import Flask, has_request_context
 from .aio import BackgroundDatabase
 from .background import Background
 from .config import Config, ConfigSource, check_config, read_config
-from .config.validation import Setting, switch
+from .config.values import Setting, switch
 from .connections import Configure, PoolConnection
 from .connections.server_connection import ServerConnection
 from .contexts import (

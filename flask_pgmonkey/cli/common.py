@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..config import Config, ConfigSource, read_config
 from ..config.libpq import URI_SCHEMES
-from ..config.loading import path_of
+from ..config.yaml_file import path_of
 from ..connections import Configure, NormalConnection
 from ..connections.server_connection import ServerConnection
 from ..extension import PGMonkey

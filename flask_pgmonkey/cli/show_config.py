@@ -6,7 +6,7 @@ import json
 
 import click
 
-from ..config.origins import shown_values
+from ..config.provenance import shown_values
 from .common import Target, database_options, print_table
 
 

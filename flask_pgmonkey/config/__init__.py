@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .interpolation import resolve_env_vars
-from .loading import load_config, normalize_config
 from .redaction import REDACTED, is_secret_key, redact_config
-from .settings import Config, PoolSettings, check_config, read_config
-from .validation import CONNECTION_TYPES
-from .written import ConfigSource
+from .unresolved import ConfigSource
+from .validated import Config, PoolSettings, check_config, read_config
+from .values import CONNECTION_TYPES
+from .yaml_file import load_config, normalize_config
 
 __all__ = [
     "CONNECTION_TYPES",

@@ -13,7 +13,7 @@ import yaml
 from ..errors import ConfigError
 from .libpq import ENVIRONMENT_VARIABLES
 from .redaction import is_literal_secret_key
-from .validation import Setting, uri_options
+from .values import Setting, uri_options
 
 _CONNECTION_SECTION = re.compile(r"(^connection_settings:\n(?:(?:  .*)?\n)*)", re.MULTILINE)
 _CONNECTION_LINE = re.compile(r"  (?:# )?(?P<key>[a-z_]+): ")

@@ -78,8 +78,8 @@ def set_all(settings: Mapping[str, str]) -> tuple[sql.Composed, list[str]]:
 def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoReturn:
     """Raise the ConfigError for a setting that the server refuses."""
     refusal = f"{config.origin}: {section}.{name}: the server refuses it"
-    written = config.written
-    if is_secret_key(name) or written.is_resolved(written.sections[section][name]):
+    unresolved = config.unresolved
+    if is_secret_key(name) or unresolved.is_resolved(unresolved.sections[section][name]):
         # The server's own words quote the value.
         raise ConfigError(f"{refusal}: {type(error).__name__}") from None
     raise ConfigError(f"{refusal}: {error}") from error

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from flask_pgmonkey.cli import pgmonkey
 from flask_pgmonkey.config import PoolSettings, load_config, read_config
-from flask_pgmonkey.config.validation import POOL_KEYS, SECTIONS
+from flask_pgmonkey.config.values import POOL_KEYS, SECTIONS
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from flask_pgmonkey.config import (
     redact_config,
     resolve_env_vars,
 )
-from flask_pgmonkey.config.validation import CONNECTION_KEYS, POOL_KEYS, SECTIONS
+from flask_pgmonkey.config.values import CONNECTION_KEYS, POOL_KEYS, SECTIONS
 from flask_pgmonkey.errors import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*key postgresql:DeprecationWarning")
@@ -171,8 +171,8 @@ def test_a_planted_password_shows_nowhere(
     for source in (*sources, file):
         config = read_config(source, resolve_env=resolve_env)
         assert config.connect_kwargs()["password"] == SECRET
-        written = config.written
-        shown = f"{config!r} {config} {config.key} {config.target} {config.origin} {written!r}"
-        assert SECRET not in shown + repr(written.settings("connection_settings"))
+        unresolved = config.unresolved
+        shown = f"{config!r} {config} {config.key} {config.target} {config.origin} {unresolved!r}"
+        assert SECRET not in shown + repr(unresolved.settings("connection_settings"))
     assert caplog.text.count("chmod") == 2
     assert SECRET not in caplog.text

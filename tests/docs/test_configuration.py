@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flask_pgmonkey.config import PoolSettings, read_config
-from flask_pgmonkey.config.settings import CONNECT_TIMEOUT
+from flask_pgmonkey.config.validated import CONNECT_TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()

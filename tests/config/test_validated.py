@@ -205,7 +205,7 @@ def test_the_async_types_use_their_own_sections() -> None:
 
 def test_a_config_cannot_be_changed() -> None:
     config = read_config({"sync_settings": {"lock_timeout": 1}})
-    for name in ("key", "pool", "written"):
+    for name in ("key", "pool", "unresolved"):
         with pytest.raises(AttributeError):
             setattr(config, name, None)
     with pytest.raises(TypeError):

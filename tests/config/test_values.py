@@ -9,7 +9,7 @@ import pytest
 
 from flask_pgmonkey.config import Config, PoolSettings, read_config
 from flask_pgmonkey.config.libpq import KEYWORDS
-from flask_pgmonkey.config.validation import POOL_KEYS
+from flask_pgmonkey.config.values import POOL_KEYS
 from flask_pgmonkey.errors import ConfigError
 
 OURS = {"check_on_checkout", "reset_on_return", "leak_threshold"}

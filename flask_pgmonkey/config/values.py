@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from .interpolation import KeyPath, dotted, looks_like_reference
 from .libpq import KEYWORDS, URI_SCHEMES, is_connection_string, parse_uri, unknown_parameters
-from .loading import type_name
 from .redaction import is_secret_key
+from .yaml_file import type_name
 
 CONNECTION_TYPES = ("normal", "pool", "async", "async_pool")
 

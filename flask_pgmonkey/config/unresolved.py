@@ -17,9 +17,9 @@ from .interpolation import (
     structured_reference,
 )
 from .libpq import URI_SCHEMES
-from .loading import logger, path_of, read_file, type_name, unwrap, warn_if_readable
 from .redaction import is_secret_key
-from .validation import Setting, check_keys
+from .values import Setting, check_keys
+from .yaml_file import logger, path_of, read_file, type_name, unwrap, warn_if_readable
 
 # libpq weighs the connection settings against each other, but for these.
 _NEVER_WEIGHED = ("dbname", "password", "autocommit", "prepare_threshold")
@@ -27,7 +27,7 @@ _NEVER_WEIGHED = ("dbname", "password", "autocommit", "prepare_threshold")
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any]
 
 
-class WrittenConfig(NamedTuple):
+class UnresolvedConfig(NamedTuple):
     """What stands in a config, and how to resolve its references.
 
     :param kind: ``file``, ``mapping`` or ``URI``.
@@ -44,7 +44,7 @@ class WrittenConfig(NamedTuple):
     is_whole: bool = True
 
     def __repr__(self) -> str:
-        return f"<WrittenConfig from {self.origin}>"
+        return f"<UnresolvedConfig from {self.origin}>"
 
     def settings(self, section: str) -> dict[str, Setting]:
         """Give the values of *section*, resolved and ready to be checked.
@@ -115,7 +115,7 @@ class WrittenConfig(NamedTuple):
             for name, value in content.items():
                 yield (section, name), value
 
-    def without_references(self) -> WrittenConfig:
+    def without_references(self) -> UnresolvedConfig:
         """Give what can be checked before the references are resolved.
 
         :raises EnvInterpolationError: if a reference is malformed or has a forbidden default.
@@ -165,9 +165,9 @@ class WrittenConfig(NamedTuple):
         return value
 
 
-def read_written(
+def read_unresolved(
     source: ConfigSource, resolve_env: bool, allow_sensitive_defaults: bool, origin: str | None
-) -> WrittenConfig:
+) -> UnresolvedConfig:
     """Read *source* and check its keys; see :func:`read_config` for the parameters."""
     folder = Path()
     content: Mapping[str, Any]
@@ -189,4 +189,4 @@ def read_written(
     content = unwrap(content, origin, stacklevel=4)
     references = References(origin, folder, allow_sensitive_defaults) if resolve_env else None
     sections = check_keys(content, origin)
-    return WrittenConfig(origin, kind, content.get("connection_type"), sections, references)
+    return UnresolvedConfig(origin, kind, content.get("connection_type"), sections, references)

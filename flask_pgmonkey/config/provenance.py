@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from .interpolation import KeyPath, dotted, structured_reference
 from .libpq import COMPILED_DEFAULTS, ENVIRONMENT_VARIABLES, effective_options
 from .redaction import redacted_value
-from .settings import Config
-from .validation import uri_options
+from .validated import Config
+from .values import uri_options
 
 
 class ShownValue(NamedTuple):
@@ -47,7 +47,7 @@ def shown_values(config: Config) -> list[ShownValue]:
 
 def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
     section = "connection_settings"
-    settings = config.written.settings(section)
+    settings = config.unresolved.settings(section)
     in_uri = uri_options(settings["uri"]) if "uri" in settings else {}
     for name in ("uri", "autocommit", "prepare_threshold"):
         if name in settings:
@@ -101,15 +101,15 @@ def _server_values(config: Config, section: str) -> Iterator[tuple[KeyPath, Any,
 
 
 def _origin(config: Config, path: KeyPath) -> str:
-    written = config.written
-    value = dict(written.values()).get(path)
+    unresolved = config.unresolved
+    value = dict(unresolved.values()).get(path)
     if value is None:
         return "default"
-    if written.references is not None and written.is_resolved(value):
+    if unresolved.references is not None and unresolved.is_resolved(value):
         structured = structured_reference(value)
         if structured is not None and structured[0] == "from_file":
-            return f"file {written.references.file_path(structured[1], path)}"
-        variables = sorted(written.references.variables(value, path) & os.environ.keys())
+            return f"file {unresolved.references.file_path(structured[1], path)}"
+        variables = sorted(unresolved.references.variables(value, path) & os.environ.keys())
         if variables:
             return f"environment {', '.join(variables)}"
-    return written.kind
+    return unresolved.kind

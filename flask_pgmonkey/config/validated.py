@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ..errors import ConfigError
 from .libpq import ENVIRONMENT_VARIABLES, effective_options
 from .redaction import redacted_value
-from .validation import (
+from .unresolved import ConfigSource, UnresolvedConfig, read_unresolved
+from .values import (
     CONNECTION_TYPES,
     connection_option,
     executions_or_off,
@@ -23,7 +24,6 @@ from .validation import (
     uri_options,
     whole_number,
 )
-from .written import ConfigSource, WrittenConfig, read_written
 
 #: Seconds that opening a connection may take if neither the config, the environment nor the
 #: service says how many.
@@ -71,7 +71,7 @@ class Config:
     :ivar key: equal for equal content, wherever it came from, within one process. A secret that
         is a reference counts as that reference, so its rotation leaves the key as it is.
     :ivar target: ``user@host:port/dbname`` for logs, with libpq's defaults filled in.
-    :ivar written: what stands in the config, secrets included.
+    :ivar unresolved: what stands in the config, secrets included.
     """
 
     origin: str
@@ -81,7 +81,7 @@ class Config:
     autocommit: bool
     key: str
     target: str
-    written: WrittenConfig
+    unresolved: UnresolvedConfig
     _connect_kwargs: dict[str, Any]
     _server_settings: dict[str, Mapping[str, str]]
     _seen_variables: tuple[tuple[str, str | None], ...]
@@ -96,7 +96,7 @@ class Config:
         """
         if "connection_settings" not in self._sections_with_references:
             return dict(self._connect_kwargs)
-        kwargs = _connection_settings(self.written).kwargs()
+        kwargs = _connection_settings(self.unresolved).kwargs()
         if "connect_timeout" in self._connect_kwargs:
             kwargs.setdefault("connect_timeout", CONNECT_TIMEOUT)
         return kwargs
@@ -117,7 +117,7 @@ class Config:
         """Give the server settings for *connection_type*, their references resolved anew."""
         section = "async_settings" if connection_type in _ASYNC_TYPES else "sync_settings"
         if section in self._sections_with_references:
-            return _server_settings(self.written, section)
+            return _server_settings(self.unresolved, section)
         return self._server_settings[section]
 
     @property
@@ -150,10 +150,10 @@ def read_config(
     :raises ConfigError: for anything unknown, of the wrong type or contradictory.
     :raises EnvInterpolationError: if a reference cannot be resolved.
     """
-    written = read_written(source, resolve_env, allow_sensitive_defaults, origin)
-    written.warn_about_lookalikes()
-    config = _validated(written)
-    written.warn_about_secret_files()
+    unresolved = read_unresolved(source, resolve_env, allow_sensitive_defaults, origin)
+    unresolved.warn_about_lookalikes()
+    config = _validated(unresolved)
+    unresolved.warn_about_secret_files()
     return config
 
 
@@ -169,8 +169,8 @@ def check_config(
     Parameters and errors are those of :func:`read_config`. Where a reference could change what
     libpq thinks of the other connection settings, it is not asked.
     """
-    written = read_written(source, resolve_env, allow_sensitive_defaults, origin)
-    _validated(written.without_references())
+    unresolved = read_unresolved(source, resolve_env, allow_sensitive_defaults, origin)
+    _validated(unresolved.without_references())
 
 
 class ConnectionSettings(NamedTuple):
@@ -198,17 +198,17 @@ class ConnectionSettings(NamedTuple):
         return {**self.options(), **self.preparing}
 
 
-def _validated(written: WrittenConfig) -> Config:
-    seen = tuple((name, os.environ.get(name)) for name in sorted(written.variables()))
-    connection_type = _connection_type(written)
-    pool = _pool_settings(written, "pool_settings")
-    async_pool = _pool_settings(written, "async_pool_settings")
+def _validated(unresolved: UnresolvedConfig) -> Config:
+    seen = tuple((name, os.environ.get(name)) for name in sorted(unresolved.variables()))
+    connection_type = _connection_type(unresolved)
+    pool = _pool_settings(unresolved, "pool_settings")
+    async_pool = _pool_settings(unresolved, "async_pool_settings")
     server_settings = {
-        section: _server_settings(written, section)
+        section: _server_settings(unresolved, section)
         for section in ("sync_settings", "async_settings")
     }
-    connection = _connection_settings(written)
-    effective = _accepted_by_libpq(connection, written) if written.is_whole else {}
+    connection = _connection_settings(unresolved)
+    effective = _accepted_by_libpq(connection, unresolved) if unresolved.is_whole else {}
     kwargs = connection.kwargs()
     if "connect_timeout" not in effective:
         kwargs["connect_timeout"] = CONNECT_TIMEOUT
@@ -218,50 +218,50 @@ def _validated(written: WrittenConfig) -> Config:
         connection.preparing,
         astuple(pool),
         astuple(async_pool),
-        _identity(written, "connection_settings", connection.own, connection.from_uri),
-        *(_identity(written, section, values) for section, values in server_settings.items()),
+        _identity(unresolved, "connection_settings", connection.own, connection.from_uri),
+        *(_identity(unresolved, section, values) for section, values in server_settings.items()),
     )
     return Config(
-        origin=written.origin,
+        origin=unresolved.origin,
         connection_type=connection_type,
         pool=pool,
         async_pool=async_pool,
         autocommit=connection.autocommit,
         key=blake2b(repr(content).encode(), digest_size=16, key=_KEY_SALT).hexdigest(),
         target=_target(effective),
-        written=written,
+        unresolved=unresolved,
         _connect_kwargs=kwargs,
         _server_settings=server_settings,
         _seen_variables=seen,
         _sections_with_references=frozenset(
-            section for section in written.sections if written.has_references(section)
+            section for section in unresolved.sections if unresolved.has_references(section)
         ),
     )
 
 
 def _identity(
-    written: WrittenConfig,
+    unresolved: UnresolvedConfig,
     section: str,
     values: Mapping[str, str],
     from_uri: Mapping[str, str] = MappingProxyType({}),
 ) -> list[tuple[str, Any]]:
     """Give what makes two sections equal: their values, but references where those are kept."""
-    references = written.kept_references(section)
+    references = unresolved.kept_references(section)
     identity: dict[str, Any] = {} if "uri" in references else dict(from_uri)
     return sorted({**identity, **values, **references}.items())
 
 
-def _connection_type(written: WrittenConfig) -> str:
-    if written.connection_type is None:
+def _connection_type(unresolved: UnresolvedConfig) -> str:
+    if unresolved.connection_type is None:
         return "normal"
-    setting = written.connection_type_setting()
+    setting = unresolved.connection_type_setting()
     if setting.value not in CONNECTION_TYPES:
         raise setting.error(f"one of {', '.join(CONNECTION_TYPES)}")
     return str(setting.value)
 
 
-def _pool_settings(written: WrittenConfig, section: str) -> PoolSettings:
-    settings = written.settings(section)
+def _pool_settings(unresolved: UnresolvedConfig, section: str) -> PoolSettings:
+    settings = unresolved.settings(section)
     values: dict[str, Any] = {}
     for name, setting in settings.items():
         if name in ("check_on_checkout", "reset_on_return"):
@@ -276,18 +276,18 @@ def _pool_settings(written: WrittenConfig, section: str) -> PoolSettings:
     pool = PoolSettings(**values)
     if pool.min_size > pool.max_size:
         raise ConfigError(
-            f"{written.origin}: {section}.min_size must not be larger than {section}.max_size."
+            f"{unresolved.origin}: {section}.min_size must not be larger than {section}.max_size."
         )
     return pool
 
 
-def _server_settings(written: WrittenConfig, section: str) -> Mapping[str, str]:
-    settings = written.settings(section)
+def _server_settings(unresolved: UnresolvedConfig, section: str) -> Mapping[str, str]:
+    settings = unresolved.settings(section)
     return MappingProxyType({name: server_setting(s) for name, s in settings.items()})
 
 
-def _connection_settings(written: WrittenConfig) -> ConnectionSettings:
-    settings = written.settings("connection_settings")
+def _connection_settings(unresolved: UnresolvedConfig) -> ConnectionSettings:
+    settings = unresolved.settings("connection_settings")
     autocommit = settings.pop("autocommit", None)
     threshold = settings.pop("prepare_threshold", None)
     uri = settings.pop("uri", None)
@@ -304,7 +304,9 @@ def _connection_settings(written: WrittenConfig) -> ConnectionSettings:
     )
 
 
-def _accepted_by_libpq(connection: ConnectionSettings, written: WrittenConfig) -> dict[str, str]:
+def _accepted_by_libpq(
+    connection: ConnectionSettings, unresolved: UnresolvedConfig
+) -> dict[str, str]:
     """Give all options that libpq would connect with.
 
     :raises ConfigError: with libpq's words, if it refuses them.
@@ -313,7 +315,7 @@ def _accepted_by_libpq(connection: ConnectionSettings, written: WrittenConfig) -
     effective, objection = effective_options(options)
     if not objection:
         return effective
-    if connection.from_uri or written.has_references("connection_settings"):
+    if connection.from_uri or unresolved.has_references("connection_settings"):
         objection = re.sub(r'".*"', '"…"', objection, flags=re.DOTALL)
     place = "connection_settings"
     for keyword in sorted(set(re.findall(r"\w+", objection)) & {*options, *ENVIRONMENT_VARIABLES}):
@@ -321,7 +323,7 @@ def _accepted_by_libpq(connection: ConnectionSettings, written: WrittenConfig) -
             place = f"connection_settings.{keyword}"
         elif (variable := ENVIRONMENT_VARIABLES[keyword]) in os.environ:
             place = f"the environment variable {variable}"
-    raise ConfigError(f"{written.origin}: {place}: {objection}.")
+    raise ConfigError(f"{unresolved.origin}: {place}: {objection}.")
 
 
 def _target(effective: Mapping[str, str]) -> str:
