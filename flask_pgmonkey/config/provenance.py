@@ -11,7 +11,7 @@ from .interpolation import KeyPath, dotted, structured_reference
 from .libpq import COMPILED_DEFAULTS, ENVIRONMENT_VARIABLES, effective_options
 from .redaction import redacted_value
 from .validated import Config
-from .values import uri_options
+from .values import PSYCOPG_KEYS, uri_options
 
 
 class ShownValue(NamedTuple):
@@ -49,11 +49,10 @@ def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
     section = "connection_settings"
     settings = config.unresolved.settings(section)
     in_uri = uri_options(settings["uri"]) if "uri" in settings else {}
-    for name in ("uri", "autocommit", "prepare_threshold"):
+    for name in ("uri", *PSYCOPG_KEYS):
         if name in settings:
             yield (section, name), settings[name].value, _origin(config, (section, name))
-    kwargs = config.connect_kwargs()
-    kwargs.pop("prepare_threshold", None)
+    kwargs = {k: v for k, v in config.connect_kwargs().items() if k not in PSYCOPG_KEYS}
     effective, _ = effective_options(kwargs)
     environment = {
         keyword: os.environ[variable]

@@ -18,11 +18,11 @@ from .interpolation import (
 )
 from .libpq import URI_SCHEMES
 from .redaction import is_secret_key
-from .values import Setting, check_keys
+from .values import PSYCOPG_KEYS, Setting, check_keys
 from .yaml_file import logger, path_of, read_file, type_name, unwrap, warn_if_readable
 
 # libpq weighs the connection settings against each other, but for these.
-_NEVER_WEIGHED = ("dbname", "password", "autocommit", "prepare_threshold")
+_NEVER_WEIGHED = {"dbname", "password", *PSYCOPG_KEYS}
 
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -31,7 +31,7 @@ class UnresolvedConfig(NamedTuple):
     """What stands in a config, and how to resolve its references.
 
     :param kind: ``file``, ``mapping`` or ``URI``.
-    :param sections: the five sections, without empty values.
+    :param sections: the sections, without empty values.
     :param references: None where ``resolve_env`` is off.
     :param is_whole: whether nothing is left out that libpq weighs against the rest.
     """
@@ -133,7 +133,7 @@ class UnresolvedConfig(NamedTuple):
         return self._replace(
             connection_type=self.connection_type if is_literal else None,
             sections=sections,
-            is_whole=left_out <= set(_NEVER_WEIGHED),
+            is_whole=left_out <= _NEVER_WEIGHED,
         )
 
     def warn_about_lookalikes(self) -> None:

@@ -15,48 +15,20 @@ from .libpq import ENVIRONMENT_VARIABLES, effective_options
 from .redaction import redacted_value
 from .unresolved import ConfigSource, UnresolvedConfig, read_unresolved
 from .values import (
+    CONNECTION_DEFAULTS,
     CONNECTION_TYPES,
+    POOL_KEYS,
+    PSYCOPG_KEYS,
+    PoolSettings,
     connection_option,
-    executions_or_off,
-    seconds,
     server_setting,
-    switch,
     uri_options,
-    whole_number,
 )
-
-#: Seconds that opening a connection may take if neither the config, the environment nor the
-#: service says how many.
-CONNECT_TIMEOUT = "3"
 
 # Keys serve within one process; the salt keeps anyone from guessing passwords out of them.
 _KEY_SALT = os.urandom(32)
 
 _ASYNC_TYPES = ("async", "async_pool")
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """Size and patience of a pool; times are in seconds.
-
-    :param max_size: by default 10, or ``min_size`` if that is larger.
-    :param max_waiting: how many may wait for a connection; 0 is any number.
-    :param check_on_checkout: ask the server for a sign of life before each borrow.
-    :param reset_on_return: clear settings, locks and temporary tables of each borrower.
-    :param leak_threshold: log a borrow that is held longer; 0 is never.
-    """
-
-    min_size: int = 1
-    max_size: int = 10
-    timeout: float = 5.0
-    max_waiting: int = 0
-    max_lifetime: float = 3600.0
-    max_idle: float = 600.0
-    reconnect_timeout: float = 2.0
-    num_workers: int = 3
-    check_on_checkout: bool = False
-    reset_on_return: bool = False
-    leak_threshold: float = 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,10 +68,8 @@ class Config:
         """
         if "connection_settings" not in self._sections_with_references:
             return dict(self._connect_kwargs)
-        kwargs = _connection_settings(self.unresolved).kwargs()
-        if "connect_timeout" in self._connect_kwargs:
-            kwargs.setdefault("connect_timeout", CONNECT_TIMEOUT)
-        return kwargs
+        defaults = {k: v for k, v in CONNECTION_DEFAULTS.items() if k in self._connect_kwargs}
+        return {**defaults, **_connection_settings(self.unresolved).kwargs()}
 
     async def connect_kwargs_on_loop(self) -> dict[str, Any]:
         """:meth:`connect_kwargs`, which must not block the running event loop."""
@@ -178,13 +148,13 @@ class ConnectionSettings(NamedTuple):
 
     :param from_uri: the options that ``uri`` gives.
     :param own: the options that have a key of their own and override those of the URI.
-    :param preparing: psycopg's ``prepare_threshold``, where it is given; None for never.
+    :param of_psycopg: what else is given of psycopg's own arguments.
     """
 
     from_uri: dict[str, str]
     own: dict[str, str]
     autocommit: bool
-    preparing: dict[str, int | None]
+    of_psycopg: dict[str, Any]
 
     def __repr__(self) -> str:
         return "<ConnectionSettings>"
@@ -195,7 +165,7 @@ class ConnectionSettings(NamedTuple):
 
     def kwargs(self) -> dict[str, Any]:
         """Give the arguments for psycopg."""
-        return {**self.options(), **self.preparing}
+        return {**self.options(), **self.of_psycopg}
 
 
 def _validated(unresolved: UnresolvedConfig) -> Config:
@@ -209,13 +179,11 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
     }
     connection = _connection_settings(unresolved)
     effective = _accepted_by_libpq(connection, unresolved) if unresolved.is_whole else {}
-    kwargs = connection.kwargs()
-    if "connect_timeout" not in effective:
-        kwargs["connect_timeout"] = CONNECT_TIMEOUT
+    defaults = {k: v for k, v in CONNECTION_DEFAULTS.items() if k not in effective}
     content = (
         connection_type,
         connection.autocommit,
-        connection.preparing,
+        connection.of_psycopg,
         astuple(pool),
         astuple(async_pool),
         _identity(unresolved, "connection_settings", connection.own, connection.from_uri),
@@ -230,7 +198,7 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         key=blake2b(repr(content).encode(), digest_size=16, key=_KEY_SALT).hexdigest(),
         target=_target(effective),
         unresolved=unresolved,
-        _connect_kwargs=kwargs,
+        _connect_kwargs={**defaults, **connection.kwargs()},
         _server_settings=server_settings,
         _seen_variables=seen,
         _sections_with_references=frozenset(
@@ -262,16 +230,7 @@ def _connection_type(unresolved: UnresolvedConfig) -> str:
 
 def _pool_settings(unresolved: UnresolvedConfig, section: str) -> PoolSettings:
     settings = unresolved.settings(section)
-    values: dict[str, Any] = {}
-    for name, setting in settings.items():
-        if name in ("check_on_checkout", "reset_on_return"):
-            values[name] = switch(setting)
-        elif name in ("min_size", "max_waiting"):
-            values[name] = whole_number(setting, least=0)
-        elif name in ("max_size", "num_workers"):
-            values[name] = whole_number(setting, least=1)
-        else:
-            values[name] = seconds(setting, zero=name in ("reconnect_timeout", "leak_threshold"))
+    values = {name: POOL_KEYS[name](setting) for name, setting in settings.items()}
     values.setdefault("max_size", max(PoolSettings.max_size, values.get("min_size", 0)))
     pool = PoolSettings(**values)
     if pool.min_size > pool.max_size:
@@ -288,8 +247,9 @@ def _server_settings(unresolved: UnresolvedConfig, section: str) -> Mapping[str,
 
 def _connection_settings(unresolved: UnresolvedConfig) -> ConnectionSettings:
     settings = unresolved.settings("connection_settings")
-    autocommit = settings.pop("autocommit", None)
-    threshold = settings.pop("prepare_threshold", None)
+    of_psycopg = {
+        name: read(settings.pop(name)) for name, read in PSYCOPG_KEYS.items() if name in settings
+    }
     uri = settings.pop("uri", None)
     from_uri = uri_options(uri) if uri else {}
     own = {name: connection_option(setting, name) for name, setting in settings.items()}
@@ -299,8 +259,8 @@ def _connection_settings(unresolved: UnresolvedConfig) -> ConnectionSettings:
     return ConnectionSettings(
         from_uri=from_uri,
         own=own,
-        autocommit=switch(autocommit) if autocommit else False,
-        preparing={"prepare_threshold": executions_or_off(threshold)} if threshold else {},
+        autocommit=of_psycopg.pop("autocommit", False),
+        of_psycopg=of_psycopg,
     )
 
 

@@ -1,10 +1,12 @@
-"""Checks of what a config says: its keys, and the type and range of each value."""
+"""What a config may say: one table of keys for each section, and how each value is read."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
@@ -15,121 +17,13 @@ from .yaml_file import type_name
 
 CONNECTION_TYPES = ("normal", "pool", "async", "async_pool")
 
-POOL_KEYS = (
-    "min_size",
-    "max_size",
-    "timeout",
-    "max_waiting",
-    "max_lifetime",
-    "max_idle",
-    "reconnect_timeout",
-    "num_workers",
-    "check_on_checkout",
-    "reset_on_return",
-    "leak_threshold",
-)
-CONNECTION_KEYS = KEYWORDS | {"autocommit", "prepare_threshold", "uri"}
-SECTIONS = (
-    "connection_settings",
-    "pool_settings",
-    "async_pool_settings",
-    "sync_settings",
-    "async_settings",
-)
-
-_WHOLE_NUMBER_KEYWORDS = frozenset(
-    {
-        "connect_timeout",
-        "keepalives",
-        "keepalives_idle",
-        "keepalives_interval",
-        "keepalives_count",
-        "tcp_user_timeout",
-    }
-)
-# libpq's switches, which it writes as 0 and 1.
-_SWITCH_KEYWORDS = frozenset(
-    {"keepalives", "sslcompression", "sslsni", "gssdelegation", "replication"}
-)
-# What logs show of a connection.
-_IN_TARGET = frozenset({"host", "hostaddr", "user", "dbname"})
-# Connection keywords that are server settings as well.
-_ALSO_SERVER_SETTINGS = frozenset({"application_name", "client_encoding", "port"})
-_OTHER_NAMES = {
-    "database": "dbname",
-    "db": "dbname",
-    "username": "user",
-    "hostname": "host",
-    "server": "host",
-    "dsn": "uri",
-    "url": "uri",
-    "conninfo": "uri",
-    "pool_size": "max_size",
-    "ssl": "sslmode",
-}
+_LARGEST_INTEGER = 2**31 - 1
+_SIMPLE_VALUE = r"[\w.+-]{0,30}"
+_SERVER_SETTING_NAME = r"[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)*"
 _SWITCH_WORDS: dict[str | int, bool] = {
     **dict.fromkeys(("true", "on", "yes", "1", 1), True),
     **dict.fromkeys(("false", "off", "no", "0", 0), False),
 }
-_LARGEST_INTEGER = 2**31 - 1
-_SIMPLE_VALUE = r"[\w.+-]{0,30}"
-_SERVER_SETTING_NAME = r"[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)*"
-
-
-def check_keys(config: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any]]:
-    """Give the five sections of *config*, each a dictionary without its empty values.
-
-    :raises ConfigError: for an unknown or misplaced key, or a section that is not a mapping.
-    """
-    for key in config:
-        if key not in SECTIONS and key != "connection_type":
-            raise ConfigError(_unknown_key(origin, (), key))
-    sections = {}
-    for section in SECTIONS:
-        content = config.get(section)
-        if content is not None and not isinstance(content, Mapping):
-            raise ConfigError(
-                f"{origin}: {section} must be a mapping of names and values, "
-                f"not {type_name(content)}."
-            )
-        for key in content or ():
-            if not _belongs(key, section):
-                raise ConfigError(_unknown_key(origin, (section,), key))
-        sections[section] = {k: v for k, v in (content or {}).items() if v is not None}
-    return sections
-
-
-def _belongs(key: object, section: str) -> bool:
-    if section == "connection_settings":
-        return key in CONNECTION_KEYS
-    if section in ("pool_settings", "async_pool_settings"):
-        return key in POOL_KEYS
-    if not isinstance(key, str) or re.fullmatch(_SERVER_SETTING_NAME, key) is None:
-        return False
-    return key not in POOL_KEYS and (key not in CONNECTION_KEYS or key in _ALSO_SERVER_SETTINGS)
-
-
-def _unknown_key(origin: str, section: tuple[str, ...], key: object) -> str:
-    place = f"{origin}: {dotted((*section, key))}"
-    if not isinstance(key, str) or "?" in dotted((key,)):
-        return f"{place}: this key is not a name."
-    for home in SECTIONS[:3]:
-        if _belongs(key, home):
-            return f"{place} does not belong here; move it to {home}."
-    at_home: Collection[str] = ("connection_type", *SECTIONS)
-    if section:
-        at_home = CONNECTION_KEYS if section[0] == "connection_settings" else POOL_KEYS
-    if nearest := _OTHER_NAMES.get(key) or _nearest(key, at_home):
-        return f"{place} is not a known key; did you mean {nearest}?"
-    if section == ("connection_settings",):
-        return f"{place} is not a known key; settings of the server belong in sync_settings."
-    return f"{place} is not a known key; known are {', '.join(at_home)}."
-
-
-def _nearest(key: str, names: Collection[str]) -> str | None:
-    import difflib
-
-    return next(iter(difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.75)), None)
 
 
 class Setting(NamedTuple):
@@ -148,7 +42,7 @@ class Setting(NamedTuple):
 
     @classmethod
     def at(cls, origin: str, path: KeyPath, value: Any, hidden: bool) -> Setting:
-        """Describe the value at *path*; *hidden* keeps it out of errors, as secret keys do."""
+        """The value at *path*; *hidden* keeps it out of errors, as secret keys do."""
         place = f"{origin}: {dotted(path)}"
         if hidden or is_secret_key(path[-1]):
             return cls(place, value, "")
@@ -160,7 +54,7 @@ class Setting(NamedTuple):
         return cls(place, value, "")
 
     def error(self, expected: str) -> ConfigError:
-        """Say what was expected, and what came if that may be shown."""
+        """The error that says what was expected, and what came if that may be shown."""
         if isinstance(self.value, (Mapping, list, tuple)) or self.value is None:
             return ConfigError(f"{self.place} must be {expected}, not {type_name(self.value)}.")
         return ConfigError(f"{self.place} must be {expected}{self.shown}.")
@@ -249,23 +143,38 @@ def _is_encodable(written: str) -> bool:
     return True
 
 
-def connection_option(setting: Setting, keyword: str) -> str:
-    """Read the value of a libpq keyword as the text that libpq takes."""
-    if keyword in _SWITCH_KEYWORDS and isinstance(setting.value, bool):
-        return str(int(setting.value))
-    if keyword in _WHOLE_NUMBER_KEYWORDS:
-        return str(whole_number(setting))
-    if keyword == "port":
-        return _ports(setting)
+def server_setting(setting: Setting) -> str:
+    """Read the value of a server setting as PostgreSQL writes it: true is ``on``."""
+    if isinstance(setting.value, bool):
+        return "on" if setting.value else "off"
+    return text(setting)
+
+
+def _text_for_libpq(setting: Setting) -> str:
     written = text(setting)
     if written.lstrip().startswith(URI_SCHEMES):
         raise ConfigError(f"{setting.place} holds a URI; move it to connection_settings.uri.")
-    if keyword in _IN_TARGET and (is_connection_string(written) or re.search(r"\w:.*@", written)):
+    return written
+
+
+def _shown_in_target(setting: Setting) -> str:
+    """Read what logs show of a connection, which must not be a whole connection string."""
+    written = _text_for_libpq(setting)
+    if is_connection_string(written) or re.search(r"\w:.*@", written):
         raise ConfigError(
             f"{setting.place} holds a connection string; write each of its parts under its own "
             "key, or a URI under connection_settings.uri."
         )
     return written
+
+
+def _digits(setting: Setting) -> str:
+    return str(whole_number(setting))
+
+
+def _switch_for_libpq(setting: Setting, otherwise: Callable[[Setting], str]) -> str:
+    """Read true and false as libpq writes its switches, 1 and 0."""
+    return str(int(setting.value)) if isinstance(setting.value, bool) else otherwise(setting)
 
 
 def _ports(setting: Setting) -> str:
@@ -277,6 +186,101 @@ def _ports(setting: Setting) -> str:
         if not re.fullmatch(r"\s*[0-9]{1,5}\s*", port) or not 1 <= int(port) <= 65535:
             raise setting.error(expected)
     return ports
+
+
+#: How libpq's keywords are read that are more than text.
+_LIBPQ_KEYS: dict[str, Callable[[Setting], str]] = {
+    "host": _shown_in_target,
+    "hostaddr": _shown_in_target,
+    "user": _shown_in_target,
+    "dbname": _shown_in_target,
+    "port": _ports,
+    "connect_timeout": _digits,
+    "keepalives": partial(_switch_for_libpq, otherwise=_digits),
+    "keepalives_idle": _digits,
+    "keepalives_interval": _digits,
+    "keepalives_count": _digits,
+    "tcp_user_timeout": _digits,
+    "sslcompression": partial(_switch_for_libpq, otherwise=_text_for_libpq),
+    "sslsni": partial(_switch_for_libpq, otherwise=_text_for_libpq),
+    "gssdelegation": partial(_switch_for_libpq, otherwise=_text_for_libpq),
+    "replication": partial(_switch_for_libpq, otherwise=_text_for_libpq),
+}
+#: The keys that are psycopg's own, and how they are read.
+PSYCOPG_KEYS: dict[str, Callable[[Setting], Any]] = {
+    "autocommit": switch,
+    "prepare_threshold": executions_or_off,
+}
+CONNECTION_KEYS = KEYWORDS | PSYCOPG_KEYS.keys() | {"uri"}
+
+#: What holds where neither the config, the environment nor the service says anything.
+CONNECTION_DEFAULTS = {"connect_timeout": "3"}
+
+
+def _key(default: Any, read: Callable[[Setting], Any], ours: bool = False) -> Any:
+    return field(default=default, metadata={"read": read, "ours": ours})
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """Size and patience of a pool, and the table of its keys; times are in seconds.
+
+    :param max_size: by default 10, or ``min_size`` if that is larger.
+    :param max_waiting: how many may wait for a connection; 0 is any number.
+    :param check_on_checkout: ask the server for a sign of life before each borrow.
+    :param reset_on_return: clear settings, locks and temporary tables of each borrower.
+    :param leak_threshold: log a borrow that is held longer; 0 is never.
+    """
+
+    min_size: int = _key(1, partial(whole_number, least=0))
+    max_size: int = _key(10, partial(whole_number, least=1))
+    timeout: float = _key(5.0, seconds)
+    max_waiting: int = _key(0, partial(whole_number, least=0))
+    max_lifetime: float = _key(3600.0, seconds)
+    max_idle: float = _key(600.0, seconds)
+    reconnect_timeout: float = _key(2.0, partial(seconds, zero=True))
+    num_workers: int = _key(3, partial(whole_number, least=1))
+    check_on_checkout: bool = _key(False, switch, ours=True)
+    reset_on_return: bool = _key(False, switch, ours=True)
+    leak_threshold: float = _key(0.0, partial(seconds, zero=True), ours=True)
+
+    def of_psycopg_pool(self) -> dict[str, Any]:
+        """The arguments for a pool of psycopg_pool's: all but the keys that are ours."""
+        return {
+            key.name: getattr(self, key.name) for key in fields(self) if not key.metadata["ours"]
+        }
+
+
+POOL_KEYS: dict[str, Callable[[Setting], Any]] = {
+    key.name: key.metadata["read"] for key in fields(PoolSettings)
+}
+#: The keys of each section; None where any name of a server setting may stand.
+SECTIONS: dict[str, Collection[str] | None] = {
+    "connection_settings": CONNECTION_KEYS,
+    "pool_settings": POOL_KEYS,
+    "async_pool_settings": POOL_KEYS,
+    "sync_settings": None,
+    "async_settings": None,
+}
+# Connection keywords that are server settings as well.
+_ALSO_SERVER_SETTINGS = frozenset({"application_name", "client_encoding", "port"})
+_OTHER_NAMES = {
+    "database": "dbname",
+    "db": "dbname",
+    "username": "user",
+    "hostname": "host",
+    "server": "host",
+    "dsn": "uri",
+    "url": "uri",
+    "conninfo": "uri",
+    "pool_size": "max_size",
+    "ssl": "sslmode",
+}
+
+
+def connection_option(setting: Setting, keyword: str) -> str:
+    """Read the value of a libpq keyword as the text that libpq takes."""
+    return _LIBPQ_KEYS.get(keyword, _text_for_libpq)(setting)
 
 
 def uri_options(setting: Setting) -> dict[str, str]:
@@ -302,8 +306,57 @@ def uri_options(setting: Setting) -> dict[str, str]:
     return options
 
 
-def server_setting(setting: Setting) -> str:
-    """Read the value of a server setting as PostgreSQL writes it: true is ``on``."""
-    if isinstance(setting.value, bool):
-        return "on" if setting.value else "off"
-    return text(setting)
+def check_keys(config: Mapping[str, Any], origin: str) -> dict[str, dict[str, Any]]:
+    """The sections of *config*, each a dictionary without its empty values.
+
+    :raises ConfigError: for an unknown or misplaced key, or a section that is not a mapping.
+    """
+    for key in config:
+        if key not in SECTIONS and key != "connection_type":
+            raise ConfigError(_unknown_key(origin, None, key))
+    sections = {}
+    for section in SECTIONS:
+        content = config.get(section)
+        if content is not None and not isinstance(content, Mapping):
+            raise ConfigError(
+                f"{origin}: {section} must be a mapping of names and values, "
+                f"not {type_name(content)}."
+            )
+        for key in content or ():
+            if not _belongs(key, section):
+                raise ConfigError(_unknown_key(origin, section, key))
+        sections[section] = {k: v for k, v in (content or {}).items() if v is not None}
+    return sections
+
+
+def _belongs(key: object, section: str) -> bool:
+    keys = SECTIONS[section]
+    if keys is not None:
+        return key in keys
+    if not isinstance(key, str) or re.fullmatch(_SERVER_SETTING_NAME, key) is None:
+        return False
+    return key not in POOL_KEYS and (key not in CONNECTION_KEYS or key in _ALSO_SERVER_SETTINGS)
+
+
+def _unknown_key(origin: str, section: str | None, key: object) -> str:
+    path = (key,) if section is None else (section, key)
+    place = f"{origin}: {dotted(path)}"
+    if not isinstance(key, str) or "?" in dotted((key,)):
+        return f"{place}: this key is not a name."
+    for home, keys in SECTIONS.items():
+        if keys is not None and key in keys:
+            return f"{place} does not belong here; move it to {home}."
+    known = ("connection_type", *SECTIONS) if section is None else SECTIONS[section]
+    if known is None:
+        return f"{place}: this key is not the name of a server setting."
+    if nearest := _OTHER_NAMES.get(key) or _nearest(key, known):
+        return f"{place} is not a known key; did you mean {nearest}?"
+    if section == "connection_settings":
+        return f"{place} is not a known key; settings of the server belong in sync_settings."
+    return f"{place} is not a known key; known are {', '.join(known)}."
+
+
+def _nearest(key: str, names: Collection[str]) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.75)), None)

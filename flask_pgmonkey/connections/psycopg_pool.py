@@ -29,19 +29,6 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 0.5
 
 
-def sizes_and_times(settings: PoolSettings) -> dict[str, Any]:
-    return {
-        "min_size": settings.min_size,
-        "max_size": settings.max_size,
-        "timeout": settings.timeout,
-        "max_waiting": settings.max_waiting,
-        "max_lifetime": settings.max_lifetime,
-        "max_idle": settings.max_idle,
-        "reconnect_timeout": settings.reconnect_timeout,
-        "num_workers": settings.num_workers,
-    }
-
-
 class Connector:
     """Stands where psycopg_pool expects a connection class: opens the pool's connections.
 
@@ -95,7 +82,7 @@ class Pool(ConnectionPool[ServerConnection]):
             connection_class=cast("type[ServerConnection]", connector),
             open=False,
             name=name,
-            **sizes_and_times(settings),
+            **settings.of_psycopg_pool(),
         )
         connector.pool = ref(self)
 

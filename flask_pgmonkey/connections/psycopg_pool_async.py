@@ -16,7 +16,7 @@ from psycopg_pool.pool_async import AddConnection, WaitingClient
 from ..config import PoolSettings
 from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure
 from .loops import drop_task, with_inner_tasks
-from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE, sizes_and_times
+from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE
 from .server_connection_async import AsyncServerConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -115,7 +115,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             connection_class=cast("type[AsyncServerConnection]", connector),
             open=False,
             name=name,
-            **sizes_and_times(settings),
+            **settings.of_psycopg_pool(),
         )
         connector.pool = ref(self)
 

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from flask_pgmonkey.config import PoolSettings
-from flask_pgmonkey.connections.psycopg_pool import Pool, sizes_and_times
+from flask_pgmonkey.connections.psycopg_pool import Pool
 from flask_pgmonkey.connections.psycopg_pool_async import AsyncPool
 
 from .every_type import SyncCase, within
@@ -56,12 +55,6 @@ def test_no_other_underscored_names_are_used(defined: type[Any]) -> None:
     }
     own = {*vars(defined), "_pid", "_expire_at"} - {"_add_connection"}
     assert used - own <= NAMES_OF_PSYCOPG_POOL
-
-
-def test_every_pool_setting_is_a_parameter_of_psycopg_pools_pools() -> None:
-    passed = set(sizes_and_times(PoolSettings()))
-    for pool in (ConnectionPool, AsyncConnectionPool):
-        assert passed <= set(inspect.signature(pool).parameters)
 
 
 def test_an_interrupted_waiter_leaves_the_line(case: SyncCase) -> None:
