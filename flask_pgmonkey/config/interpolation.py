@@ -50,7 +50,7 @@ def _is_plain(key: str) -> bool:
 def resolve_env_vars(
     config: Mapping[str, Any], allow_sensitive_defaults: bool = False
 ) -> dict[str, Any]:
-    """Give a copy of *config* in which every reference is replaced by what it refers to.
+    """A copy of *config* in which every reference is replaced by what it refers to.
 
     ``${VAR}``, ``${VAR:-default}``, ``{from_env: VAR}`` and ``{from_file: path}`` are resolved at
     any depth; ``$${`` is a literal ``${``. A relative path is relative to the current folder.
@@ -64,7 +64,7 @@ def resolve_env_vars(
 
 
 def structured_reference(value: object) -> tuple[str, object] | None:
-    """Give ``("from_env", name)`` or ``("from_file", path)`` if *value* is such a mapping."""
+    """``("from_env", name)`` or ``("from_file", path)`` if *value* is such a mapping."""
     if isinstance(value, Mapping) and len(value) == 1:
         ((kind, target),) = value.items()
         if kind in _STRUCTURED:
@@ -111,7 +111,7 @@ class References:
         return {key: self.resolve(value, (key,)) for key, value in config.items()}
 
     def resolve(self, value: Any, path: KeyPath) -> Any:
-        """Give *value* with its references resolved, at any depth."""
+        """*value* with its references resolved, at any depth."""
         if len(path) > DEEPEST_NESTING:
             raise ConfigError(
                 f"{self._origin}: {dotted(path[:1])} nests deeper than {DEEPEST_NESTING} levels."
@@ -146,7 +146,7 @@ class References:
                 self.check(target, (*path, kind))
 
     def variables(self, value: object, path: KeyPath) -> set[str]:
-        """Name the environment variables that *value*, no list or plain mapping, depends on."""
+        """The environment variables that *value*, no list or plain mapping, depends on."""
         if isinstance(value, str):
             return {part.variable for part in self._parts(value, path) if part.variable}
         if (reference := structured_reference(value)) is not None:
@@ -163,7 +163,7 @@ class References:
         return target
 
     def file_path(self, target: object, path: KeyPath) -> Path:
-        """Give the file that a ``from_file`` means; its path may contain ``${VAR}``."""
+        """The file that a ``from_file`` means; its path may contain ``${VAR}``."""
         name = self._interpolate(target, (*path, "from_file")) if isinstance(target, str) else ""
         if not name or "\0" in name:
             raise self._error(path, "from_file needs the path of a file")

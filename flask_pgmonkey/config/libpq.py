@@ -72,9 +72,9 @@ def parse_uri(uri: str) -> dict[str, str] | None:
 
 
 def unknown_parameters(uri: str) -> list[str]:
-    """Name the parameters after the ``?`` of *uri* that libpq does not know.
+    """The parameters after the ``?`` of *uri* that libpq does not know.
 
-    It names nothing where a part of a password that is not percent-encoded could be among them.
+    None is named where a part of a password that is not percent-encoded could be among them.
     """
     query = uri.partition("?")[2]
     names = [part.partition("=")[0] for part in query.split("&") if part != "ssl=true"]
@@ -84,7 +84,7 @@ def unknown_parameters(uri: str) -> list[str]:
 
 
 def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Give all options that libpq would connect with, and its objection to them, else ``""``.
+    """All options that libpq would connect with, and its objection to them, else ``""``.
 
     Environment, service file and built-in defaults are included, the password is not. Nothing is
     connected to and no name is looked up. The options are incomplete if there is an objection.

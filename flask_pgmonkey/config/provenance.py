@@ -30,7 +30,7 @@ class ShownValue(NamedTuple):
 
 
 def shown_values(config: Config) -> list[ShownValue]:
-    """Give every value in use, also those that libpq takes from elsewhere, without secrets."""
+    """Every value in use, also those that libpq takes from elsewhere, without secrets."""
     values = (
         (("connection_type",), config.connection_type, _origin(config, ("connection_type",))),
         *_connection_values(config),

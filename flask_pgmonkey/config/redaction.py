@@ -47,7 +47,7 @@ def is_literal_secret_key(key: object) -> bool:
 
 
 def redact_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a deep copy of *config* in which ``***REDACTED***`` stands for each secret.
+    """A deep copy of *config* in which ``***REDACTED***`` stands for each secret.
 
     All that a secret key holds is replaced, a mapping or a list as a whole, and so is any text
     that contains a URI or a connection string with a password. Empty values stay as they are.
@@ -60,7 +60,7 @@ def redact_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def redacted_value(key: object, value: Any, depth: int = 0) -> Any:
-    """Give a copy of *value*, which stands under *key*, without secrets."""
+    """A copy of *value*, which stands under *key*, without secrets."""
     if depth > DEEPEST_NESTING:
         raise ConfigError(f"The config nests deeper than {DEEPEST_NESTING} levels.")
     if is_secret_key(key) and not _is_empty(value):

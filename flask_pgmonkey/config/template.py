@@ -20,12 +20,12 @@ _CONNECTION_LINE = re.compile(r"  (?:# )?(?P<key>[a-z_]+): ")
 
 
 def template() -> str:
-    """Give the template with our defaults."""
+    """The template with our defaults."""
     return Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
 
 
 def template_from_environment() -> str:
-    """Give the template with a reference to each PG* variable that is set.
+    """The template with a reference to each PG* variable that is set.
 
     :raises ConfigError: if none is set.
     """
@@ -42,7 +42,7 @@ def template_from_environment() -> str:
 
 
 def template_from_uri(uri: str) -> tuple[str, list[str]]:
-    """Give the template with the parts of *uri*, and the variables that its secrets are now in.
+    """The template with the parts of *uri*, and the variables that its secrets are now in.
 
     :raises ConfigError: if the URI is not valid, without quoting it.
     """
@@ -72,7 +72,7 @@ def _quoted(value: str) -> str:
 
 
 def _filled(values: Mapping[str, str]) -> str:
-    """Give the template with the keys and YAML *values* as its only ``connection_settings``."""
+    """The template with the keys and YAML *values* as its only ``connection_settings``."""
     head, section, rest = _CONNECTION_SECTION.split(template(), maxsplit=1)
     missing = dict(values)
     lines = []

@@ -47,7 +47,7 @@ class UnresolvedConfig(NamedTuple):
         return f"<UnresolvedConfig from {self.origin}>"
 
     def settings(self, section: str) -> dict[str, Setting]:
-        """Give the values of *section*, resolved and ready to be checked.
+        """The values of *section*, resolved and ready to be checked.
 
         :raises EnvInterpolationError: if a reference cannot be resolved.
         """
@@ -62,7 +62,7 @@ class UnresolvedConfig(NamedTuple):
         }
 
     def connection_type_setting(self) -> Setting:
-        """Give the connection type, resolved and ready to be checked."""
+        """The connection type, resolved and ready to be checked."""
         path = ("connection_type",)
         value = self.connection_type
         return Setting.at(
@@ -95,7 +95,7 @@ class UnresolvedConfig(NamedTuple):
         return kept
 
     def variables(self) -> set[str]:
-        """Name the environment variables on which more depends than the value of a secret."""
+        """The environment variables on which more depends than the value of a secret."""
         if self.references is None:
             return set()
         names = set()
@@ -108,7 +108,7 @@ class UnresolvedConfig(NamedTuple):
         return names
 
     def values(self) -> Iterator[tuple[KeyPath, Any]]:
-        """Yield the key path and the value of everything written."""
+        """The key path and the value of everything written."""
         if self.connection_type is not None:
             yield ("connection_type",), self.connection_type
         for section, content in self.sections.items():
@@ -116,7 +116,7 @@ class UnresolvedConfig(NamedTuple):
                 yield (section, name), value
 
     def without_references(self) -> UnresolvedConfig:
-        """Give what can be checked before the references are resolved.
+        """What can be checked before the references are resolved.
 
         :raises EnvInterpolationError: if a reference is malformed or has a forbidden default.
         """

@@ -60,7 +60,7 @@ class Config:
     _sections_with_references: frozenset[str] = field(default=frozenset())
 
     def connect_kwargs(self) -> dict[str, Any]:
-        """Give fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
+        """Fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
 
         References are resolved anew, so that a rotated secret serves the next connection.
 
@@ -80,11 +80,11 @@ class Config:
         return all(os.environ.get(name) == value for name, value in self._seen_variables)
 
     def pool_settings(self, connection_type: str) -> PoolSettings:
-        """Give the pool section that *connection_type* uses."""
+        """The pool section that *connection_type* uses."""
         return self.async_pool if connection_type in _ASYNC_TYPES else self.pool
 
     def server_settings(self, connection_type: str) -> Mapping[str, str]:
-        """Give the server settings for *connection_type*, their references resolved anew."""
+        """The server settings for *connection_type*, their references resolved anew."""
         section = "async_settings" if connection_type in _ASYNC_TYPES else "sync_settings"
         if section in self._sections_with_references:
             return _server_settings(self.unresolved, section)
@@ -160,11 +160,11 @@ class ConnectionSettings(NamedTuple):
         return "<ConnectionSettings>"
 
     def options(self) -> dict[str, str]:
-        """Give the options for libpq."""
+        """The options for libpq."""
         return {**self.from_uri, **self.own}
 
     def kwargs(self) -> dict[str, Any]:
-        """Give the arguments for psycopg."""
+        """The arguments for psycopg."""
         return {**self.options(), **self.of_psycopg}
 
 
@@ -213,7 +213,7 @@ def _identity(
     values: Mapping[str, str],
     from_uri: Mapping[str, str] = MappingProxyType({}),
 ) -> list[tuple[str, Any]]:
-    """Give what makes two sections equal: their values, but references where those are kept."""
+    """What makes two sections equal: their values, but references where those are kept."""
     references = unresolved.kept_references(section)
     identity: dict[str, Any] = {} if "uri" in references else dict(from_uri)
     return sorted({**identity, **values, **references}.items())
@@ -267,7 +267,7 @@ def _connection_settings(unresolved: UnresolvedConfig) -> ConnectionSettings:
 def _accepted_by_libpq(
     connection: ConnectionSettings, unresolved: UnresolvedConfig
 ) -> dict[str, str]:
-    """Give all options that libpq would connect with.
+    """All options that libpq would connect with.
 
     :raises ConfigError: with libpq's words, if it refuses them.
     """

@@ -65,7 +65,7 @@ def load_config(
 
 
 def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a config without the outdated ``postgresql:`` key around its sections.
+    """A config without the outdated ``postgresql:`` key around its sections.
 
     :raises ConfigError: if that key does not hold a mapping or has other keys beside it.
     """
@@ -223,7 +223,7 @@ def _shell(command: str, file: Path) -> str:
 
 
 def _literal_secrets(config: object, seen: set[int]) -> Iterator[str]:
-    """Yield the keys that hold a secret itself, not a path or a reference to one.
+    """The keys that hold a secret itself, not a path or a reference to one.
 
     :param seen: the mappings already visited: YAML's aliases can make one a part of itself, or
         of so many others that the walk would never end.
@@ -244,7 +244,7 @@ def _literal_secrets(config: object, seen: set[int]) -> Iterator[str]:
 
 
 def path_of(path: str | os.PathLike[str]) -> Path:
-    """Give *path* as a Path, refusing what is meant as a connection string.
+    """*path* as a Path; what is meant as a connection string is refused.
 
     :raises ConfigError: without quoting it, because it may contain a password.
     """
@@ -260,7 +260,7 @@ def path_of(path: str | os.PathLike[str]) -> Path:
 
 
 def type_name(value: object) -> str:
-    """Say what kind of value *value* is, in the words of a config's author."""
+    """The kind of *value*, in the words of a config's author."""
     if value is None:
         return "nothing"
     if isinstance(value, bool):
