@@ -24,3 +24,7 @@ class EnvInterpolationError(ConfigError):
 
     The message names the variable or path and the dotted key, never a value.
     """
+
+
+class EmbeddedServerError(PGMonkeyError, RuntimeError):
+    """The development server could not be started. The message names its folder."""

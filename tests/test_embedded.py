@@ -494,7 +494,7 @@ def test_a_process_that_is_exiting_starts_no_server_any_more(project: Path) -> N
         """,
         project / "postgres",
     )
-    assert lines == ["the process is exiting: no server is started any more"]
+    assert lines == ["This process is exiting, so it starts no embedded server any more."]
     assert servers_below(project) == []
 
 
@@ -548,8 +548,9 @@ def test_a_socket_folder_that_others_can_enter_is_not_used(
 START_WITHOUT_PATIENCE = """
 import sys
 from flask_pgmonkey import embedded
+from flask_pgmonkey.embedded import cluster, locks
 
-embedded.START_TIMEOUT = embedded.LET_GO_TIMEOUT = 0
+cluster.START_TIMEOUT = cluster.LET_GO_TIMEOUT = locks.HELD_TIMEOUT = 0
 try:
     embedded.start_embedded(sys.argv[1])
 except embedded.EmbeddedServerError as error:
@@ -640,19 +641,20 @@ def test_a_server_that_needs_longer_to_start_is_left_to_it(project: Path) -> Non
         import sys
         from pathlib import Path
         from flask_pgmonkey import embedded
+        from flask_pgmonkey.embedded import cluster
 
         folder = Path(sys.argv[1])
         embedded.start_embedded(folder)
         embedded.leave_all()
 
-        embedded.START_TIMEOUT = 0
+        cluster.START_TIMEOUT = 0
         try:
             embedded.start_embedded(folder)
         except embedded.EmbeddedServerError as error:
             print(error)
         embedded.leave_all()
 
-        embedded.START_TIMEOUT = 60
+        cluster.START_TIMEOUT = 60
         embedded.start_embedded(folder)
         print((folder / "data" / "server.log").read_text().count("starting PostgreSQL"))
         """,

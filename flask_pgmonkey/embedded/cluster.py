@@ -1,0 +1,281 @@
+"""A PostgreSQL data directory: its creation, and its server's start and stop.
+
+Beside the directory ``data`` lies ``server.lock``, which the server's own processes hold: while
+they do, no second server starts on these data, though the first be in another container, where its
+process id means nothing here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import EmbeddedServerError
+from .locks import POLL_INTERVAL, open_lock, try_lock, unlock
+from .programs import (
+    ROOTS_FOLDER,
+    Account,
+    can_enter,
+    environment,
+    find_account,
+    find_binaries,
+    make_private_folder,
+    running_as,
+)
+from .sockets import prepare_socket_folder, remove_socket_folder, socket_file
+
+# The same everywhere, whatever locales the machine has; since PostgreSQL 17.
+LOCALE_OPTIONS = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+
+START_TIMEOUT = 60.0
+LET_GO_TIMEOUT = 10.0
+FAST_STOP_TIMEOUT = 4.0
+IMMEDIATE_STOP_TIMEOUT = 1.0
+
+
+class StillStartingError(EmbeddedServerError):
+    """The development server was not ready in time, and goes on starting."""
+
+
+class Postmaster(NamedTuple):
+    """What a running server says of itself in ``postmaster.pid``."""
+
+    pid: int
+    socket_folder: Path
+    """Known only once the server is ready."""
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A PostgreSQL data directory with the binaries and the user that serve it.
+
+    Nothing here is safe against a second process that does the same at once.
+    """
+
+    data: Path
+    binaries: Path
+    account: Account | None
+    port: int = 5432
+
+    def create(self, *initdb_options: str) -> None:
+        """Run initdb beside the data directory and put the whole cluster in place at once."""
+        for abandoned in self.data.parent.glob("initdb-*"):
+            _remove(abandoned)
+        unfinished = make_private_folder(self.account, "initdb-", self.data.parent)
+        command: list[str | Path] = [self.binaries / "initdb", "-D", unfinished, "-U", "postgres"]
+        command += ["--encoding=UTF8", *initdb_options]
+        try:
+            with subprocess.Popen(
+                command,
+                cwd=unfinished,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                **running_as(self.account),
+            ) as initdb:
+                try:
+                    output, _ = initdb.communicate()
+                except BaseException:
+                    os.killpg(initdb.pid, signal.SIGKILL)  # with the postgres that it runs
+                    raise
+            if initdb.returncode != 0:
+                raise EmbeddedServerError(f"initdb failed for {self.data}:\n{output.strip()}")
+            unfinished.rename(self.data)
+        finally:
+            _remove(unfinished)
+
+    def postmaster(self) -> Postmaster | None:
+        """The server of this data directory, if it lives, whoever launched it."""
+        try:
+            lines = (self.data / "postmaster.pid").read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return None
+        # A crash of the machine can leave anything in the file.
+        pid = int(lines[0]) if re.fullmatch(rb"[0-9]{1,10}", lines[0]) else 0
+        if not self._is_postmaster(pid):
+            return None
+        ready = len(lines) > 7 and lines[7].strip() == b"ready"
+        return Postmaster(pid, Path(os.fsdecode(lines[4]) if ready else ""), ready)
+
+    def start(self, settings: Mapping[str, str]) -> Postmaster:
+        """The server, ready for connections; launched unless it runs already.
+
+        :param settings: server settings for its command line.
+        :raises EmbeddedServerError: when it ends at once, or runs where this process cannot see it.
+        :raises StillStartingError: when it is not ready within a minute.
+        """
+        begin = time.monotonic()
+        log = self.data / "server.log"
+        old_log_size = log.stat().st_size if log.exists() else 0
+        launched = 0
+        try:
+            while True:
+                running = self.postmaster()
+                if running is None and not self._is_postmaster(launched):
+                    if launched:
+                        raise self._does_not_start(log, old_log_size)
+                    launched = self._launch(settings)
+                    if not launched and time.monotonic() > begin + LET_GO_TIMEOUT:
+                        raise self._runs_out_of_sight()
+                elif running is not None and running.ready:
+                    if socket_file(running.socket_folder, self.port).is_socket():
+                        return running
+                    self.stop()
+                if time.monotonic() > begin + START_TIMEOUT:
+                    raise StillStartingError(
+                        f"PostgreSQL was not ready within {START_TIMEOUT:.0f} s and goes on, "
+                        f"perhaps with its recovery from a crash: try again. Its log is {log}."
+                    )
+                time.sleep(POLL_INTERVAL)
+        except StillStartingError:
+            raise
+        except BaseException:
+            self._end(launched, signal.SIGQUIT, IMMEDIATE_STOP_TIMEOUT)
+            raise
+
+    def stop(self) -> None:
+        """Disconnect every client and shut down, if it runs; blocks for at most 5 s."""
+        running = self.postmaster()
+        if running is not None:
+            self._end(running.pid, signal.SIGINT, FAST_STOP_TIMEOUT)
+            self._end(running.pid, signal.SIGQUIT, IMMEDIATE_STOP_TIMEOUT)
+        elif self._is_held():
+            return
+        remove_socket_folder(self.data, self.account)
+
+    def _launch(self, settings: Mapping[str, str]) -> int:
+        """Launch the server and return its process id, without a wait for its readiness.
+
+        Gives 0 and does nothing while a process of a server of this data directory lives.
+        """
+        lock = open_lock(self._lock_file)
+        try:
+            if self.account is not None:  # the data may be used without root as well
+                os.fchown(lock, self.account.uid, self.account.gid)
+            return self._run_in_background(settings, lock) if try_lock(lock) else 0
+        finally:
+            os.close(lock)
+
+    def _run_in_background(self, settings: Mapping[str, str], lock: int) -> int:
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        socket_folder = prepare_socket_folder(self.data, self.account, self.port)
+        options += [f"--port={self.port}", f'--unix_socket_directories="{socket_folder}"']
+        # PostgreSQL would refuse to start if the process id of the dead server was used again.
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        # The shell leaves the server to init, so that no app has a child that it did not ask for;
+        # the new session keeps a terminal's Ctrl-C away from it.
+        shell = subprocess.run(
+            [
+                "/bin/sh",
+                "-c",
+                '"$0" "$@" </dev/null >>server.log 2>&1 & echo $!',
+                self.binaries / "postgres",
+                "-D",
+                self.data,
+                *options,
+            ],
+            cwd=self.data,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            check=True,
+            start_new_session=True,
+            umask=0o077,
+            pass_fds=[lock],
+            **running_as(self.account),
+        )
+        return int(shell.stdout)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.data.parent / "server.lock"
+
+    def _is_held(self) -> bool:
+        """Whether a process of a server of this data directory lives, seen from here or not."""
+        lock = open_lock(self._lock_file)
+        is_held = not try_lock(lock)
+        if is_held:
+            os.close(lock)
+        else:
+            unlock(lock)
+        return is_held
+
+    def _runs_out_of_sight(self) -> EmbeddedServerError:
+        return EmbeddedServerError(
+            f"The server of {self.data} runs already, where this process cannot reach it: in "
+            f"another container, on another host, or under the path that the folder had before it "
+            f"was moved; or it was killed, and a long query of it still runs. Its processes hold "
+            f"{self._lock_file}. Use the embedded server in one place at a time, or configure a "
+            f"server that both can reach."
+        )
+
+    def _does_not_start(self, log: Path, old_log_size: int) -> EmbeddedServerError:
+        """The error with what a server that ended at once wrote into its log."""
+        with log.open("rb") as file:
+            file.seek(old_log_size)
+            reason = file.read().decode(errors="replace").strip()
+        return EmbeddedServerError(f"PostgreSQL does not start. It says in {log}:\n{reason}")
+
+    def _end(self, pid: int, how: signal.Signals, timeout: float) -> None:
+        """Signal a server, unless it has ended, and wait for its end."""
+        if self._is_postmaster(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, how)
+        deadline = time.monotonic() + timeout
+        while self._is_postmaster(pid) and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL)
+
+    def _is_postmaster(self, pid: int) -> bool:
+        return pid > 0 and f"/postgres -D {self.data} --" in _command_line(pid)
+
+
+def find_cluster(folder: Path) -> Cluster:
+    """The cluster whose data lie in *folder*, which need not exist yet.
+
+    Where the user who runs PostgreSQL for root cannot reach *folder*, because a parent of it is
+    closed to others as ``/root`` is, they lie in ``/var/lib/flask-pgmonkey/<digest of its path>``.
+    No permission of a folder that was there before is changed.
+    """
+    for place in (folder, ROOTS_FOLDER / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]):
+        data = place / "data"
+        account = find_account(data)
+        if can_enter(account, next(path for path in (place, *place.parents) if path.is_dir())):
+            return Cluster(data, find_binaries(account), account)
+    raise EmbeddedServerError(
+        f"PostgreSQL refuses to run as root, and the user who would run it in its place reaches "
+        f"neither {folder} nor {ROOTS_FOLDER}."
+    )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which a process that was killed may still have been writing."""
+    deadline = time.monotonic() + IMMEDIATE_STOP_TIMEOUT
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(POLL_INTERVAL)
+
+
+def _command_line(pid: int) -> str:
+    """The words of a process's command line, joined by spaces; empty for a dead process."""
+    if sys.platform == "linux":
+        try:
+            return os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).replace("\0", " ")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+    ps = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True)
+    return os.fsdecode(ps.stdout)

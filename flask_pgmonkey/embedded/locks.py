@@ -1,0 +1,75 @@
+"""File locks (``flock``), which the kernel lets go of when the process that holds them is killed.
+
+A forked child holds a lock too, through the descriptor that it inherited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import EmbeddedServerError
+
+if sys.platform != "win32":
+    import fcntl
+
+HELD_TIMEOUT = 60.0
+POLL_INTERVAL = 0.01
+
+
+def open_lock(path: Path) -> int:
+    """A new descriptor of a lock file, which is made if it is missing."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def share_lock(descriptor: int) -> None:
+    """Hold a lock together with others who share it; blocks while one holds it exclusively."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take a lock exclusively, unless anybody holds it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def wait_for_lock(descriptor: int, timeout: float) -> bool:
+    """:func:`try_lock` for at most *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not try_lock(descriptor):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_INTERVAL)
+    return True
+
+
+def unlock(descriptor: int) -> None:
+    """Let go of a lock and close its descriptor."""
+    # Closing alone would not do: a process forked meanwhile holds a duplicate.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """A block in which no other process or thread is that takes the same lock.
+
+    :raises EmbeddedServerError: when another has held it for a minute.
+    """
+    descriptor = open_lock(path)
+    try:
+        if not wait_for_lock(descriptor, HELD_TIMEOUT):
+            raise EmbeddedServerError(
+                f"Another process has held {path} for {HELD_TIMEOUT:.0f} s. It may be suspended, "
+                f"as by Ctrl-Z: let it go on with `fg`, or end it."
+            )
+        yield
+    finally:
+        unlock(descriptor)

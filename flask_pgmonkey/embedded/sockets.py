@@ -1,0 +1,107 @@
+"""The server's private socket: the folder that it lies in, and how clients are led to it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from ..config import libpq
+from ..errors import EmbeddedServerError
+from .programs import Account, can_enter, make_private_folder
+
+# sun_path holds 104 bytes on macOS and 108 on Linux, the closing NUL included.
+_LONGEST_PATH = 103
+
+# Keep what the environment or PGSERVICE says for other servers away from this one: what leads
+# elsewhere, or is refused over a socket or for a connection without a password.
+_SETTINGS_FOR_OTHERS = {
+    "hostaddr": "",
+    "requirepeer": "",
+    "require_auth": "",
+    "channel_binding": "disable",
+    "gssencmode": "disable",
+    "sslnegotiation": "postgres",
+    "sslcertmode": "disable",
+    "ssl_max_protocol_version": "",
+    "target_session_attrs": "any",
+}
+
+
+def connection_settings(folder: Path, port: int) -> dict[str, str | int]:
+    """What leads to the socket in *folder*, whatever the environment says of other servers."""
+    return {
+        "host": str(folder),
+        "port": port,
+        "user": "postgres",
+        "dbname": "postgres",
+        **{name: value for name, value in _SETTINGS_FOR_OTHERS.items() if name in libpq.KEYWORDS},
+    }
+
+
+def socket_file(folder: Path, port: int) -> Path:
+    """Where PostgreSQL puts its socket."""
+    return folder / f".s.PGSQL.{port}"
+
+
+def prepare_socket_folder(data: Path, account: Account | None, port: int) -> Path:
+    """A private folder, without a socket in it, whose path is short enough for one.
+
+    ``data/sockets`` links to it. After a crash it is the same again, so that whoever was connected
+    can connect again. Its name says to which data directory it belongs, because a copy of that has
+    the same link.
+
+    :raises EmbeddedServerError: when no temporary folder has a path short enough.
+    """
+    link = data / "sockets"
+    if (folder := _linked_folder(data, account)) is not None:
+        socket = socket_file(folder, port)
+        socket.unlink(missing_ok=True)
+        socket.with_name(f"{socket.name}.lock").unlink(missing_ok=True)
+        return folder
+    if link.is_symlink():
+        link.unlink()
+    prefix = _prefix(data)
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
+        longest = socket_file(Path(parent, f"{prefix}12345678"), port)
+        if len(os.fsencode(longest)) <= _LONGEST_PATH and can_enter(account, parent):
+            folder = make_private_folder(account, prefix, parent)
+            link.symlink_to(folder)
+            return folder
+    raise EmbeddedServerError(
+        "The embedded server's socket needs a temporary folder with a short path that the "
+        "user who runs PostgreSQL can reach: set TMPDIR to one."
+    )
+
+
+def remove_socket_folder(data: Path, account: Account | None) -> None:
+    """Remove the folder to which ``data/sockets`` links, if it is the server's own."""
+    if (folder := _linked_folder(data, account)) is not None:
+        shutil.rmtree(folder)
+        (data / "sockets").unlink()
+
+
+def _linked_folder(data: Path, account: Account | None) -> Path | None:
+    """The folder to which ``data/sockets`` links, unless others could have made or can enter it."""
+    link = data / "sockets"
+    if not link.is_symlink():
+        return None
+    folder = link.readlink()
+    if not folder.name.startswith(_prefix(data)) or not folder.exists():
+        return None
+    status = folder.lstat()
+    is_private = (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == (account.uid if account else os.geteuid())
+        and stat.S_IMODE(status.st_mode) == 0o700
+    )
+    return folder if is_private else None
+
+
+def _prefix(data: Path) -> str:
+    status = data.stat()
+    identity = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:8]
+    return f"flask-pgmonkey-{identity}-"
