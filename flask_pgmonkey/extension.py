@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
@@ -385,32 +384,16 @@ def _read_bind(state: _AppState, name: str) -> Config:
             f" {', '.join(sorted(set(state.sources) - {DEFAULT})) or 'none'}"
         ) from None
     if source == _EMBEDDED:
-        settings = _start_embedded(state.postgres_folder)
-        config = read_config({"connection_settings": settings}, origin=_EMBEDDED)
-        return _EmbeddedConfig(config, state.postgres_folder)
+        # The server may die, or lose the folder of its socket, before the app ends.
+        start = partial(_start_embedded, state.postgres_folder)
+        config = read_config({"connection_settings": start()}, origin=_EMBEDDED)
+        return replace(config, find_server=start)
     return read_config(
         source,
         resolve_env=state.resolve_env,
         allow_sensitive_defaults=state.allow_sensitive_defaults,
         origin=_origin(name, source),
     )
-
-
-class _EmbeddedConfig(Config):
-    """For a server that may die, or lose the folder of its socket, before the app ends."""
-
-    def __init__(self, config: Config, folder: str) -> None:
-        super().__init__(**vars(config))
-        object.__setattr__(self, "_folder", folder)  # the class is frozen
-        self._folder: str
-
-    def connect_kwargs(self) -> dict[str, Any]:
-        """Start the server unless it runs, and give what leads to it now."""
-        return super().connect_kwargs() | _start_embedded(self._folder)
-
-    async def connect_kwargs_on_loop(self) -> dict[str, Any]:
-        """:meth:`connect_kwargs`, in a thread: the server may have to start."""
-        return await asyncio.to_thread(self.connect_kwargs)
 
 
 def _start_embedded(folder: str) -> dict[str, Any]:

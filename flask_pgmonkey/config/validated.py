@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -44,6 +45,8 @@ class Config:
         is a reference counts as that reference, so its rotation leaves the key as it is.
     :ivar target: ``user@host:port/dbname`` for logs, with libpq's defaults filled in.
     :ivar unresolved: what stands in the config, secrets included.
+    :ivar find_server: gives the connection settings that lead to a server which may move, or has
+        to be started first; called for each new connection, and may block.
     """
 
     origin: str
@@ -57,23 +60,28 @@ class Config:
     _connect_kwargs: dict[str, Any]
     _server_settings: dict[str, Mapping[str, str]]
     _seen_variables: tuple[tuple[str, str | None], ...]
-    _sections_with_references: frozenset[str] = field(default=frozenset())
+    _sections_with_references: frozenset[str] = frozenset()
+    find_server: Callable[[], Mapping[str, Any]] | None = None
 
     def connect_kwargs(self) -> dict[str, Any]:
         """Fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
 
-        References are resolved anew, so that a rotated secret serves the next connection.
+        References are resolved anew, so that a rotated secret serves the next connection. Blocks
+        while :attr:`find_server` does.
 
         :raises EnvInterpolationError: if a reference can no longer be resolved.
         """
+        found = self.find_server() if self.find_server is not None else {}
         if "connection_settings" not in self._sections_with_references:
-            return dict(self._connect_kwargs)
+            return {**self._connect_kwargs, **found}
         defaults = {k: v for k, v in CONNECTION_DEFAULTS.items() if k in self._connect_kwargs}
-        return {**defaults, **_connection_settings(self.unresolved).kwargs()}
+        return {**defaults, **_connection_settings(self.unresolved).kwargs(), **found}
 
     async def connect_kwargs_on_loop(self) -> dict[str, Any]:
-        """:meth:`connect_kwargs`, which must not block the running event loop."""
-        return self.connect_kwargs()
+        """:meth:`connect_kwargs`, without blocking the running event loop."""
+        if self.find_server is None:
+            return self.connect_kwargs()
+        return await asyncio.to_thread(self.connect_kwargs)
 
     def is_current(self) -> bool:
         """Whether the environment variables on which :attr:`key` depends are still the same."""
