@@ -34,7 +34,7 @@ FILES = sorted(set(ROOT.rglob("*.py")) - {ROOT / "__init__.py"})
 
 
 def module_of(file: Path) -> str:
-    """The dotted name below the package: ``cli.common``."""
+    """The dotted name below the package: ``cli.targets``."""
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

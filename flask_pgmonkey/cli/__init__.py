@@ -1,4 +1,4 @@
-"""``flask pgmonkey …``, the command line: one file here for each command or pair of commands.
+"""``flask pgmonkey …``, the command line: one file here for each command.
 
 Flask loads this module for every ``flask --help``, so the commands are imported only when named.
 """
@@ -6,7 +6,6 @@ Flask loads this module for every ``flask --help``, so the commands are imported
 from __future__ import annotations
 
 import errno
-import re
 from importlib import import_module
 from typing import Any
 
@@ -14,30 +13,19 @@ import click
 import psycopg
 
 from ..errors import ConfigError, PGMonkeyError
+from .errors import WorkFailed, WrongUsage, one_line, without_uris
 
 COMMANDS = {
-    "test": "test_connections:test_connections",
-    "create-config": "create_config:create_config",
-    "show-config": "show_config:show_config",
-    "generate-code": "generate_code:generate_code",
-    "server-config": "server_config:server_config",
-    "import-csv": "csv:import_csv",
-    "export-csv": "csv:export_csv",
-    "psql": "psql:psql",
+    "test": "try_connections",
+    "create-config": "create_config",
+    "show-config": "show_config",
+    "generate-code": "generate_code",
+    "server-config": "server_config",
+    "import-csv": "import_csv",
+    "export-csv": "export_csv",
+    "psql": "psql",
 }
-"""The module of this package, and the name in it, of each command, in the order of the help."""
-
-
-class WrongUsage(click.ClickException):
-    """What the user has to write differently: one line on stderr, exit code 2."""
-
-    exit_code = 2
-
-
-class WorkFailed(click.ClickException):
-    """Work that was asked for properly and failed: one line on stderr, exit code 1."""
-
-    exit_code = 1
+"""The module of this package, and the function in it, of each command, in the order of the help."""
 
 
 class CommandGroup(click.Group):
@@ -52,8 +40,8 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module_name, _, attribute = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(f"{__name__}.{module_name}"), attribute)
+        name = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"{__name__}.{name}"), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -71,16 +59,6 @@ class CommandGroup(click.Group):
             if error.errno == errno.EPIPE:  # The reader of our stdout left; click ends quietly.
                 raise
             raise WorkFailed(one_line(error)) from error
-
-
-def one_line(error: BaseException) -> str:
-    """The text of *error* without its line breaks; its type where it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def without_uris(text: str) -> str:
-    """*text* with only the scheme of each URI in it: what was typed may hold a password."""
-    return re.sub(r"://\S+?(?=['\")]*\.?(?:\s|$))", "://…", text)
 
 
 @click.group(cls=CommandGroup, short_help="Test, configure and fill PostgreSQL databases.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..config.template import template, template_from_environment, template_from_uri
-from . import WorkFailed, WrongUsage
+from .errors import WorkFailed, WrongUsage
 
 
 @click.command("create-config")

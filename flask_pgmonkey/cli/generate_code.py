@@ -10,8 +10,8 @@ import click
 from ..codegen import LIBRARIES, generate_program
 from ..config import CONNECTION_TYPES, check_config
 from ..config.libpq import URI_SCHEMES
-from . import WorkFailed, WrongUsage
-from .common import Target, database_options
+from .errors import WorkFailed, WrongUsage
+from .targets import Target, database_options
 
 
 @click.command("generate-code")

@@ -14,8 +14,8 @@ from psycopg.conninfo import make_conninfo
 
 from ..config.libpq import ENVIRONMENT_VARIABLES, KEYWORDS
 from ..config.redaction import is_secret_key
-from . import WorkFailed
-from .common import Target, database_options
+from .errors import WorkFailed
+from .targets import Target, database_options
 
 
 @click.command()

@@ -18,7 +18,8 @@ from ..server_audit import (
     recommend_hba_rules,
     recommend_settings,
 )
-from .common import Target, find_options, find_targets, print_table
+from .targets import Target, find_options, find_targets
+from .terminal import print_table
 
 
 @click.command("server-config")

@@ -7,7 +7,8 @@ import json
 import click
 
 from ..config.provenance import shown_values
-from .common import Target, database_options, print_table
+from .targets import Target, database_options
+from .terminal import print_table
 
 
 @click.command("show-config")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flask_pgmonkey.cli.test_connections import HEADERS
+from flask_pgmonkey.cli.try_connections import HEADERS
 from flask_pgmonkey.config import CONNECTION_TYPES
 
 from ..proxy import Proxy

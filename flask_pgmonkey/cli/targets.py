@@ -1,8 +1,8 @@
-"""What the commands share: finding the database they work on, and writing to a terminal."""
+"""The databases that a command works on, and the options that name them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import psycopg
 from flask.cli import NoAppException, ScriptInfo
-from rich.console import Console
-from rich.table import Table
 
 from ..config import Config, ConfigSource, read_config
 from ..config.libpq import URI_SCHEMES
@@ -19,7 +17,7 @@ from ..config.yaml_file import path_of
 from ..connections import Configure, NormalConnection
 from ..connections.server_connection import ServerConnection
 from ..extension import PGMonkey
-from . import WrongUsage, without_uris
+from .errors import WrongUsage, without_uris
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -176,26 +174,3 @@ def load_app() -> Flask:
     except NoAppException as error:
         message = f"{error.format_message()} Or name a config file with --config PATH."
         raise NoAppException(message) from error
-
-
-def stderr_console() -> Console:
-    """For progress and notes; without colours when NO_COLOR is set or stderr is no terminal."""
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
-
-
-def stdout_console() -> Console:
-    """For results; when piped, lines are as long as their text."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 100_000
-    return console
-
-
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print *rows* to stdout in columns, each text whole; a terminal folds the long ones."""
-    table = Table(*headers, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for row in rows:
-        table.add_row(*row)
-    for column in table.columns:
-        column.overflow = "fold"
-    stdout_console().print(table)

@@ -23,8 +23,9 @@ from ..config import CONNECTION_TYPES, Config
 from ..embedded import leave_all
 from ..errors import ConfigError
 from ..manager import PGConnectionManager
-from . import one_line
-from .common import Target, find_options, find_targets, print_table
+from .errors import one_line
+from .targets import Target, find_options, find_targets
+from .terminal import print_table
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Seconds(click.FloatRange):
     help="Seconds for everything; what is not done by then has failed.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def test_connections(
+def try_connections(
     connection_type: str | None, timeout: float, as_json: bool, **options: Any
 ) -> None:
     """Connect and query with every connection type of every database.

@@ -1,0 +1,153 @@
+"""What import-csv and export-csv share: options, the words of errors, and progress."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from .. import csv_transfer
+from ..csv_transfer import Dialect, check_character, check_encoding
+from .errors import WorkFailed
+from .terminal import stderr_console
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOW_EVERY = 0.1
+"""Seconds: a look at the bar costs more than reading a block."""
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended: 128 and the number of SIGINT."""
+
+
+def parse_encoding(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        return value and check_encoding(value)
+    except LookupError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def parse_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        return value and check_character("\t" if value == r"\t" else value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def checked_dialect(delimiter: str | None, quote: str | None, null: str) -> Dialect:
+    try:
+        return Dialect(delimiter or ",", quote or '"', null)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    """The names between commas; a name with a comma stands in double quotes."""
+    if value is None:
+        return []
+    names = [name.strip() for name in next(csv.reader([value]), [])]
+    if not names or "" in names:
+        raise click.BadParameter("a name is empty.")
+    return names
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+@contextmanager
+def file_errors_in_words() -> Iterator[None]:
+    """Say what is wrong with a file, without numbers of errors.
+
+    :raises WorkFailed: for an OSError that names a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        problem = error.strerror
+        if error.errno == errno.EISDIR:
+            problem = "is a folder"
+        elif error.errno == errno.ENOENT:
+            folder = Path(error.filename).parent
+            problem = "no such file" if folder.exists() else f"there is no folder {folder}"
+        raise WorkFailed(f"{error.filename}: {problem}") from error
+
+
+def format_options(command: F) -> F:
+    """Add the options that say how the file is written."""
+    for option in (
+        click.option(
+            "--null",
+            metavar="STRING",
+            default="",
+            help="What stands for NULL where it is not in quotes; nothing by default.",
+        ),
+        click.option("--quote", metavar="CHAR", callback=parse_character),
+        click.option(
+            "--delimiter", metavar="CHAR", callback=parse_character, help=r"One character, or \t."
+        ),
+        click.option(
+            "--encoding",
+            metavar="NAME",
+            callback=parse_encoding,
+            help="Such as utf-8, utf-16, cp1252.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def progress_bar(verb: str) -> Iterator[csv_transfer.Progress | None]:
+    """What shows progress on a terminal's stderr; None where there is no terminal."""
+    console = stderr_console()
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rows]:,} rows"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(verb, total=None, rows=0)
+
+        shown = 0.0
+
+        def show(done: int, total: int | None, rows: int) -> None:
+            nonlocal shown
+            if (now := time.monotonic()) - shown < SHOW_EVERY:
+                return
+            shown = now
+            bar.update(task, completed=done, total=total, rows=rows)
+
+        yield show
+
+
+@contextmanager
+def exiting_on_interrupt(outcome: str) -> Iterator[None]:
+    """End with exit code 130 after Ctrl-C, when everything has been rolled back."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stderr_console().print(f"Interrupted: {outcome}.")
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,29 @@
+"""The errors of the commands, each one line on stderr."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+
+class WrongUsage(click.ClickException):
+    """What the user has to write differently: one line on stderr, exit code 2."""
+
+    exit_code = 2
+
+
+class WorkFailed(click.ClickException):
+    """Work that was asked for properly and failed: one line on stderr, exit code 1."""
+
+    exit_code = 1
+
+
+def one_line(error: BaseException) -> str:
+    """The text of *error* without its line breaks; its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def without_uris(text: str) -> str:
+    """*text* with only the scheme of each URI in it: what was typed may hold a password."""
+    return re.sub(r"://\S+?(?=['\")]*\.?(?:\s|$))", "://…", text)
