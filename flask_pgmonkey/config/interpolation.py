@@ -121,9 +121,9 @@ class References:
         if (reference := structured_reference(value)) is not None:
             kind, target = reference
             return (
-                self._read_variable(self.variable_name(target, path), path)
+                self._read_variable(self._variable_name(target, path), path)
                 if kind == "from_env"
-                else self._read_file(self.file_path(target, path), path)
+                else self._read_file(self._file_path(target, path), path)
             )
         if isinstance(value, Mapping):
             return {key: self.resolve(item, (*path, key)) for key, item in value.items()}
@@ -139,7 +139,7 @@ class References:
         elif (reference := structured_reference(value)) is not None:
             kind, target = reference
             if kind == "from_env":
-                self.variable_name(target, path)
+                self._variable_name(target, path)
             elif not isinstance(target, str) or not target:
                 raise self._error(path, "from_file needs the path of a file")
             else:
@@ -152,18 +152,21 @@ class References:
         if (reference := structured_reference(value)) is not None:
             kind, target = reference
             if kind == "from_env":
-                return {self.variable_name(target, path)}
+                return {self._variable_name(target, path)}
             return self.variables(target, (*path, kind))
         return set()
 
-    def variable_name(self, target: object, path: KeyPath) -> str:
-        """Check the name in a ``from_env``."""
+    def file_of(self, value: object, path: KeyPath) -> Path | None:
+        """The file that *value* refers to; None if it is no ``from_file``."""
+        kind, target = structured_reference(value) or (None, None)
+        return self._file_path(target, path) if kind == "from_file" else None
+
+    def _variable_name(self, target: object, path: KeyPath) -> str:
         if not isinstance(target, str) or re.fullmatch(_NAME, target) is None:
             raise self._error(path, "from_env needs the name of an environment variable")
         return target
 
-    def file_path(self, target: object, path: KeyPath) -> Path:
-        """The file that a ``from_file`` means; its path may contain ``${VAR}``."""
+    def _file_path(self, target: object, path: KeyPath) -> Path:
         name = self._interpolate(target, (*path, "from_file")) if isinstance(target, str) else ""
         if not name or "\0" in name:
             raise self._error(path, "from_file needs the path of a file")

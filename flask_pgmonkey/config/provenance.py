@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from .interpolation import KeyPath, dotted, structured_reference
+from .interpolation import KeyPath, dotted
 from .libpq import COMPILED_DEFAULTS, ENVIRONMENT_VARIABLES, effective_options
 from .redaction import redacted_value
 from .validated import Config
@@ -105,9 +105,8 @@ def _origin(config: Config, path: KeyPath) -> str:
     if value is None:
         return "default"
     if unresolved.references is not None and unresolved.is_resolved(value):
-        structured = structured_reference(value)
-        if structured is not None and structured[0] == "from_file":
-            return f"file {unresolved.references.file_path(structured[1], path)}"
+        if (file := unresolved.references.file_of(value, path)) is not None:
+            return f"file {file}"
         variables = sorted(unresolved.references.variables(value, path) & os.environ.keys())
         if variables:
             return f"environment {', '.join(variables)}"

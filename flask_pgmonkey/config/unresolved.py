@@ -52,22 +52,13 @@ class UnresolvedConfig(NamedTuple):
         :raises EnvInterpolationError: if a reference cannot be resolved.
         """
         return {
-            name: Setting.at(
-                self.origin,
-                (section, name),
-                self._resolved(value, (section, name)),
-                hidden=self.is_resolved(value),
-            )
+            name: self._setting((section, name), value)
             for name, value in self.sections[section].items()
         }
 
     def connection_type_setting(self) -> Setting:
         """The connection type, resolved and ready to be checked."""
-        path = ("connection_type",)
-        value = self.connection_type
-        return Setting.at(
-            self.origin, path, self._resolved(value, path), hidden=self.is_resolved(value)
-        )
+        return self._setting(("connection_type",), self.connection_type)
 
     def is_resolved(self, value: object) -> bool:
         """Whether *value* is a reference that is resolved before use."""
@@ -86,9 +77,7 @@ class UnresolvedConfig(NamedTuple):
         for name, value in self.sections[section].items():
             if self.references is None or not is_reference(value):
                 continue
-            structured = structured_reference(value)
-            if structured is not None and structured[0] == "from_file":
-                file = self.references.file_path(structured[1], (section, name))
+            if (file := self.references.file_of(value, (section, name))) is not None:
                 kept[name] = ("from_file", str(file.absolute()))
             elif is_secret_key(name):
                 kept[name] = ("reference", repr(value))
@@ -98,12 +87,9 @@ class UnresolvedConfig(NamedTuple):
         """The environment variables on which more depends than the value of a secret."""
         if self.references is None:
             return set()
-        names = set()
+        names: set[str] = set()
         for path, value in self.values():
-            structured = structured_reference(value)
-            if structured is not None and structured[0] == "from_file":
-                names |= self.references.variables(structured[1], (*path, "from_file"))
-            elif not is_secret_key(path[-1]):
+            if not is_secret_key(path[-1]) or self.references.file_of(value, path) is not None:
                 names |= self.references.variables(value, path)
         return names
 
@@ -150,19 +136,19 @@ class UnresolvedConfig(NamedTuple):
     def warn_about_secret_files(self) -> None:
         """Log the files of ``from_file`` that others than their owner may read."""
         for path, value in self.values():
-            structured = structured_reference(value)
-            if self.references and structured and structured[0] == "from_file":
-                warn_if_readable(self.references.file_path(structured[1], path))
+            if self.references and (file := self.references.file_of(value, path)) is not None:
+                warn_if_readable(file)
 
-    def _resolved(self, value: Any, path: KeyPath) -> Any:
+    def _setting(self, path: KeyPath, value: Any) -> Setting:
         if self.references is not None:
-            return self.references.resolve(value, path)
+            resolved = self.references.resolve(value, path)
+            return Setting.at(self.origin, path, resolved, hidden=is_reference(value))
         if structured_reference(value) is not None:
             raise ConfigError(
                 f"{self.origin}: {dotted(path)} is a reference; switch on resolve_env "
                 "(PGMONKEY_RESOLVE_ENV, --resolve-env) to resolve it."
             )
-        return value
+        return Setting.at(self.origin, path, value, hidden=False)
 
 
 def read_unresolved(

@@ -57,10 +57,8 @@ class Config:
     key: str
     target: str
     unresolved: UnresolvedConfig
-    _connect_kwargs: dict[str, Any]
-    _server_settings: dict[str, Mapping[str, str]]
+    _defaults: Mapping[str, str]
     _seen_variables: tuple[tuple[str, str | None], ...]
-    _sections_with_references: frozenset[str] = frozenset()
     find_server: Callable[[], Mapping[str, Any]] | None = None
 
     def connect_kwargs(self) -> dict[str, Any]:
@@ -72,10 +70,7 @@ class Config:
         :raises EnvInterpolationError: if a reference can no longer be resolved.
         """
         found = self.find_server() if self.find_server is not None else {}
-        if "connection_settings" not in self._sections_with_references:
-            return {**self._connect_kwargs, **found}
-        defaults = {k: v for k, v in CONNECTION_DEFAULTS.items() if k in self._connect_kwargs}
-        return {**defaults, **_connection_settings(self.unresolved).kwargs(), **found}
+        return {**self._defaults, **_connection_settings(self.unresolved).kwargs(), **found}
 
     async def connect_kwargs_on_loop(self) -> dict[str, Any]:
         """:meth:`connect_kwargs`, without blocking the running event loop."""
@@ -94,9 +89,7 @@ class Config:
     def server_settings(self, connection_type: str) -> Mapping[str, str]:
         """The server settings for *connection_type*, their references resolved anew."""
         section = "async_settings" if connection_type in _ASYNC_TYPES else "sync_settings"
-        if section in self._sections_with_references:
-            return _server_settings(self.unresolved, section)
-        return self._server_settings[section]
+        return _server_settings(self.unresolved, section)
 
     @property
     def sync_settings(self) -> Mapping[str, str]:
@@ -187,7 +180,7 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
     }
     connection = _connection_settings(unresolved)
     effective = _accepted_by_libpq(connection, unresolved) if unresolved.is_whole else {}
-    defaults = {k: v for k, v in CONNECTION_DEFAULTS.items() if k not in effective}
+    from_elsewhere = effective.keys() - connection.options()
     content = (
         connection_type,
         connection.autocommit,
@@ -206,12 +199,8 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         key=blake2b(repr(content).encode(), digest_size=16, key=_KEY_SALT).hexdigest(),
         target=_target(effective),
         unresolved=unresolved,
-        _connect_kwargs={**defaults, **connection.kwargs()},
-        _server_settings=server_settings,
+        _defaults={k: v for k, v in CONNECTION_DEFAULTS.items() if k not in from_elsewhere},
         _seen_variables=seen,
-        _sections_with_references=frozenset(
-            section for section in unresolved.sections if unresolved.has_references(section)
-        ),
     )
 
 
