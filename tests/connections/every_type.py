@@ -246,6 +246,11 @@ class SyncCase(Case):
         row = conn.execute(query, params or None).fetchone()
         return row and row[0]
 
+    def prepare(self, conn: Any, query: str) -> None:
+        for _ in range(6):
+            conn.execute(query)
+        assert len(conn._prepared._names) == 1
+
     def wait_for_sessions(self, count: int) -> None:
         self.assert_sessions(count)
 
@@ -296,6 +301,12 @@ class AsyncCase(Case):
         """The first column of the first row."""
         row = await (await conn.execute(query, params or None)).fetchone()
         return row and row[0]
+
+    async def prepare(self, conn: Any, query: str) -> None:
+        """Run *query* until psycopg has prepared it."""
+        for _ in range(6):
+            await conn.execute(query)
+        assert len(conn._prepared._names) == 1
 
     async def wait_for_sessions(self, count: int) -> None:
         """Wait until so many backends serve the case's database, while tasks go on."""
