@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 
 from .database import db
 
 
 class OrderRefusedError(Exception):
     """An order that cannot be placed. The message is for the customer."""
+
+
+@dataclass
+class Product:
+    """What an order takes from the shelf."""
+
+    id: int
+    name: str
+    price: Decimal
+    stock: int
 
 
 def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
@@ -30,6 +42,7 @@ def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
         products = tx.fetch_all(
             "SELECT id, name, price, stock FROM products WHERE id = ANY(%s) ORDER BY id FOR UPDATE",
             [list(quantities)],
+            into=Product,
         )
         if len(products) < len(quantities):
             raise OrderRefusedError("One of these products is no longer for sale.")
@@ -41,8 +54,10 @@ def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
                 )
 
         total = sum(product.price * quantities[product.id] for product in products)
-        order_id: int = tx.fetch_value(
-            "INSERT INTO orders (user_id, total) VALUES (%s, %s) RETURNING id", [user_id, total]
+        order_id = tx.fetch_exactly_one(
+            "INSERT INTO orders (user_id, total) VALUES (%s, %s) RETURNING id",
+            [user_id, total],
+            into=int,
         )
         tx.execute_many(
             "INSERT INTO order_lines (order_id, product_id, quantity, price)"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from flask import Blueprint, Response, abort, flash, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
+from psycopg.rows import dict_row
 
 from .database import db, init_db
 from .orders import OrderRefusedError, place_order
@@ -29,7 +30,7 @@ def orders() -> str:
         " WHERE orders.id < %s ORDER BY orders.id DESC LIMIT %s",
         [before, ORDERS_ON_A_PAGE + 1],
     )
-    week = db.fetch_one(
+    week = db.fetch_exactly_one(
         "SELECT count(*) AS placed, coalesce(sum(total), 0) AS taken,"
         " (SELECT count(*) FROM products WHERE stock < 5) AS running_low"
         " FROM orders WHERE placed_at > now() - interval '7 days'"
@@ -45,13 +46,12 @@ def orders() -> str:
 
 @desk.get("/orders/<int:order_id>")
 def order(order_id: int) -> str:
-    found = db.fetch_one(
+    found = db.fetch_one_or_404(
         "SELECT orders.id, placed_at, total, users.name AS customer, email"
         " FROM orders JOIN users ON users.id = user_id WHERE orders.id = %s",
         [order_id],
+        description=f"There is no order {order_id}.",
     )
-    if found is None:
-        abort(404, f"There is no order {order_id}.")
     lines = db.fetch_all(
         "SELECT name, note, quantity, order_lines.price"
         " FROM order_lines JOIN products ON products.id = product_id"
@@ -68,7 +68,7 @@ def new_order() -> str:
 
 @desk.post("/orders/new")
 def send_order() -> ResponseReturnValue:
-    product_ids = [product.id for product in db.fetch_all("SELECT id FROM products")]
+    product_ids = db.fetch_all("SELECT id FROM products", into=int)
     wanted = {p: request.form.get(f"quantity-{p}", 0, type=int) for p in product_ids}
     try:
         order_id = place_order(
@@ -156,14 +156,14 @@ def csv_blocks(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Itera
 
 @desk.get("/api/users")
 def api_users() -> ResponseReturnValue:
-    rows = db.fetch_all("SELECT id, name FROM users ORDER BY id")
-    return {"users": [{"id": row.id, "name": row.name} for row in rows]}
+    query = "SELECT id, name FROM users ORDER BY id"
+    return {"users": db.fetch_all(query, row_factory=dict_row)}
 
 
 @desk.get("/api/orders")
 def api_orders() -> ResponseReturnValue:
-    rows = db.fetch_all("SELECT id, total FROM orders ORDER BY id")
-    return {"orders": [{"id": row.id, "total": row.total} for row in rows]}
+    query = "SELECT id, total FROM orders ORDER BY id"
+    return {"orders": db.fetch_all(query, row_factory=dict_row)}
 
 
 @desk.post("/setup")

@@ -6,9 +6,10 @@ import asyncio
 import concurrent.futures
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.rows import Row
 
 from .background import await_in_background, is_in_background, submit_to_background
 from .connections.server_connection_async import AsyncServerConnection
@@ -19,17 +20,17 @@ from .queries_async import AsyncQueries, AsyncTransaction
 T = TypeVar("T")
 
 
-class BackgroundTransaction(AsyncQueries):
+class BackgroundTransaction(AsyncQueries[Row]):
     """What ``db.aio.transaction()`` gives: the same queries, within the transaction."""
 
-    def __init__(self, there: AsyncTransaction) -> None:
+    def __init__(self, there: AsyncTransaction[Row]) -> None:
         self._there = there
 
     def __repr__(self) -> str:
         return repr(self._there).replace("Async", "Background")
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[BackgroundTransaction]:
+    async def transaction(self) -> AsyncIterator[BackgroundTransaction[Row]]:
         """A savepoint: an exception in its block undoes what the block did."""
         async with _pinned(self._there.transaction()) as nested:
             yield nested
@@ -38,10 +39,10 @@ class BackgroundTransaction(AsyncQueries):
         return await await_in_background(self._there._run(work))
 
 
-class BackgroundDatabase(AsyncQueries):
+class BackgroundDatabase(AsyncQueries[Row]):
     """An async database on the background loop, whose methods can be awaited from any loop."""
 
-    def __init__(self, there: PooledAsyncQueries) -> None:
+    def __init__(self, there: PooledAsyncQueries[Row]) -> None:
         self._there = there
 
     def __repr__(self) -> str:
@@ -61,7 +62,7 @@ class BackgroundDatabase(AsyncQueries):
     @asynccontextmanager
     async def transaction(
         self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> AsyncIterator[BackgroundTransaction]:
+    ) -> AsyncIterator[BackgroundTransaction[Row]]:
         """A block whose queries, those of the object it gives, are committed together.
 
         An exception rolls all of them back. One connection is pinned for the block.
@@ -75,8 +76,8 @@ class BackgroundDatabase(AsyncQueries):
 
 @asynccontextmanager
 async def _pinned(
-    block: AbstractAsyncContextManager[AsyncTransaction],
-) -> AsyncIterator[BackgroundTransaction]:
+    block: AbstractAsyncContextManager[AsyncTransaction[Row]],
+) -> AsyncIterator[BackgroundTransaction[Row]]:
     """A block that is entered and left on the background loop, from any loop."""
     if is_in_background():
         async with block as transaction:
@@ -98,12 +99,12 @@ class _PinnedBlock:
     Whenever that job is cancelled, it rolls back and gives its connection back.
     """
 
-    def __init__(self, block: AbstractAsyncContextManager[AsyncTransaction]) -> None:
+    def __init__(self, block: AbstractAsyncContextManager[AsyncTransaction[Any]]) -> None:
         self._block = block
-        self._begun: concurrent.futures.Future[AsyncTransaction] = concurrent.futures.Future()
+        self._begun: concurrent.futures.Future[AsyncTransaction[Any]] = concurrent.futures.Future()
         self._over: asyncio.Future[bool] | None = None
 
-    async def begin(self) -> AsyncTransaction:
+    async def begin(self) -> AsyncTransaction[Any]:
         self._job = submit_to_background(self._hold())
         self._job.add_done_callback(self._pass_failure_on)
         try:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from threading import Lock, get_ident
 from typing import Any
 
@@ -47,13 +46,13 @@ class Context(dict[object, "HeldConnection"]):
                 held.end_context()
 
 
-@dataclass(eq=False)
 class OpenTransaction:
     """A ``db.transaction()`` block that is open."""
 
-    block: AbstractContextManager[Transaction]
-    request: object
-    thread: int = field(default_factory=get_ident)
+    def __init__(self, block: AbstractContextManager[Transaction[Any]], request: object) -> None:
+        self.block: AbstractContextManager[Transaction[Any]] = block
+        self.request: object = request
+        self.thread: int = get_ident()
 
 
 class HeldConnection:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from psycopg.rows import Row
 
 from .config import Config, ConfigSource, read_config
 from .connections import Configure, PoolConnection
-from .connections.server_connection import ServerConnection
-from .connections.server_connection_async import AsyncServerConnection
 from .manager import PGConnectionManager
 from .queries import IsolationLevel, Queries, Transaction, outermost_transaction
 from .queries_async import AsyncQueries, AsyncTransaction, outermost_async_transaction
 
 if TYPE_CHECKING:
-    from psycopg.rows import AsyncRowFactory, RowFactory
+    from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow
+
+    from .connections.server_connection import ServerConnection
+    from .connections.server_connection_async import AsyncServerConnection
 
 T = TypeVar("T")
 
 
-class Database(Queries):
+class Database(Queries[Row]):
     """Queries over a pool, outside Flask. Each call borrows a connection and gives it back.
 
     Opens its pool at the first query. Safe to share between threads and to hold across a fork.
@@ -33,6 +36,26 @@ class Database(Queries):
     :raises ConfigError: for a config that cannot be used.
     """
 
+    @overload
+    def __init__(
+        self: Database[TupleRow],
+        config: ConfigSource,
+        *,
+        row_factory: None = None,
+        configure: Configure | None = None,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        config: ConfigSource,
+        *,
+        row_factory: RowFactory[Row],
+        configure: Configure | None = None,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+    ) -> None: ...
     def __init__(
         self,
         config: ConfigSource,
@@ -60,7 +83,7 @@ class Database(Queries):
     @contextmanager
     def transaction(
         self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> Iterator[Transaction]:
+    ) -> Iterator[Transaction[Row]]:
         """A block whose queries, those of the object it gives, are committed together.
 
         An exception rolls all of them back. Borrows one connection for the block.
@@ -83,7 +106,7 @@ class Database(Queries):
         conn.record.source.release(conn)
 
 
-class PooledAsyncQueries(AsyncQueries):
+class PooledAsyncQueries(AsyncQueries[Row]):
     """Async queries over a pool: each event loop that uses them has its own."""
 
     def __init__(self, manager: PGConnectionManager, config: Config) -> None:
@@ -109,7 +132,7 @@ class PooledAsyncQueries(AsyncQueries):
     @asynccontextmanager
     async def transaction(
         self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> AsyncIterator[AsyncTransaction]:
+    ) -> AsyncIterator[AsyncTransaction[Row]]:
         """A block whose queries, those of the object it gives, are committed together.
 
         An exception rolls all of them back. Borrows one connection for the block.
@@ -131,7 +154,7 @@ class PooledAsyncQueries(AsyncQueries):
             await pool.release(conn)
 
 
-class AsyncDatabase(PooledAsyncQueries):
+class AsyncDatabase(PooledAsyncQueries[Row]):
     """:class:`Database` for async code: each event loop that uses it has its own pool.
 
     :param config: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
@@ -142,6 +165,26 @@ class AsyncDatabase(PooledAsyncQueries):
     :raises ConfigError: for a config that cannot be used.
     """
 
+    @overload
+    def __init__(
+        self: AsyncDatabase[TupleRow],
+        config: ConfigSource,
+        *,
+        row_factory: None = None,
+        configure: Configure | None = None,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        config: ConfigSource,
+        *,
+        row_factory: AsyncRowFactory[Row],
+        configure: Configure | None = None,
+        resolve_env: bool = False,
+        allow_sensitive_defaults: bool = False,
+    ) -> None: ...
     def __init__(
         self,
         config: ConfigSource,

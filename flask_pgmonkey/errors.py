@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import psycopg
+
 
 class PGMonkeyError(Exception):
     """The base of every error that this package defines."""
@@ -28,3 +30,19 @@ class EnvInterpolationError(ConfigError):
 
 class EmbeddedServerError(PGMonkeyError, RuntimeError):
     """The development server could not be started. The message names its folder."""
+
+
+class RowMismatchError(PGMonkeyError, psycopg.ProgrammingError):
+    """The columns of a result do not fit the class given as ``into``.
+
+    The message names the missing, extra or doubled columns and the class. The query has run: an
+    ``INSERT … RETURNING`` outside a transaction is durable by then.
+    """
+
+
+class NoRowError(PGMonkeyError, psycopg.ProgrammingError):
+    """``fetch_exactly_one`` found no row."""
+
+
+class SeveralRowsError(PGMonkeyError, psycopg.ProgrammingError):
+    """``fetch_exactly_one`` found more than one row."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 import psycopg
-from flask import Flask, has_request_context
+from flask import Flask, abort, has_request_context
+from psycopg.rows import Row
 
-from .aio import BackgroundDatabase
-from .background import Background
 from .config import Config, ConfigSource, check_config, read_config
 from .config.values import Setting, switch
 from .connections import Configure, PoolConnection
@@ -31,7 +30,7 @@ from .contexts import (
 )
 from .database import PooledAsyncQueries
 from .errors import ConfigError, MissingConfigError
-from .manager import PGConnectionManager
+from .manager import ConnectionType, PGConnectionManager
 from .queries import (
     IsolationLevel,
     Queries,
@@ -43,33 +42,46 @@ from .streaming import RowStream
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
-    from psycopg.rows import RowFactory
+    from psycopg.rows import RowFactory, TupleRow
+
+    from .aio import BackgroundDatabase
+    from .background import Background
+    from .connections import AsyncNormalConnection, AsyncPoolConnection, NormalConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
+
+T = TypeVar("T")
 
 DEFAULT = "default"
 _EMBEDDED = "embedded"
 _ASYNC_TYPES = ("async", "async_pool")
 
 
-@dataclass
 class _AppState:
     """What belongs to one app."""
 
-    manager: PGConnectionManager
-    sources: dict[str, ConfigSource] = field(repr=False)  # secrets included
-    resolve_env: bool
-    allow_sensitive_defaults: bool
-    postgres_folder: str
-    configs: dict[tuple[int, str], Config] = field(default_factory=dict)
-    find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = field(default_factory=dict)
+    def __init__(
+        self,
+        manager: PGConnectionManager,
+        sources: dict[str, ConfigSource],
+        resolve_env: bool,
+        allow_sensitive_defaults: bool,
+        postgres_folder: str,
+    ) -> None:
+        self.manager = manager
+        self.sources = sources
+        self.resolve_env = resolve_env
+        self.allow_sensitive_defaults = allow_sensitive_defaults
+        self.postgres_folder = postgres_folder
+        self.configs: dict[tuple[int, str], Config] = {}
+        self.find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = {}
 
 
-class BoundDatabase(Queries):
+class BoundDatabase(Queries[Row]):
     """One database of an app, with the queries of :class:`PGMonkey`."""
 
-    def __init__(self, db: PGMonkey, name: str) -> None:
-        self._db = db
+    def __init__(self, db: PGMonkey[Row], name: str) -> None:
+        self._db: PGMonkey[Row] = db
         self._name = name
         self._key = db, name
 
@@ -81,7 +93,29 @@ class BoundDatabase(Queries):
         """The pool that the queries borrow from, opened if need be."""
         return self._get_pool(current_app())
 
-    def get_connection(self, connection_type: str | None = None, force_reload: bool = False) -> Any:
+    @overload
+    def get_connection(
+        self, connection_type: Literal["normal"], force_reload: bool = False
+    ) -> NormalConnection: ...
+    @overload
+    def get_connection(
+        self, connection_type: Literal["pool"], force_reload: bool = False
+    ) -> PoolConnection: ...
+    @overload
+    def get_connection(
+        self, connection_type: Literal["async"], force_reload: bool = False
+    ) -> Awaitable[AsyncNormalConnection]: ...
+    @overload
+    def get_connection(
+        self, connection_type: Literal["async_pool"], force_reload: bool = False
+    ) -> Awaitable[AsyncPoolConnection]: ...
+    @overload
+    def get_connection(
+        self, connection_type: ConnectionType | None = None, force_reload: bool = False
+    ) -> Any: ...
+    def get_connection(
+        self, connection_type: ConnectionType | None = None, force_reload: bool = False
+    ) -> Any:
         """The app's connection object of a type, for background work; an awaitable that gives it
         for async types. See :meth:`PGConnectionManager.get_database_connection`."""
         state = self._db._state()
@@ -91,16 +125,18 @@ class BoundDatabase(Queries):
         return state.manager.connection_for(config, connection_type, force_reload)
 
     @property
-    def aio(self) -> BackgroundDatabase:
+    def aio(self) -> BackgroundDatabase[Row]:
         """The queries for async views: await them from any event loop.
 
         They run over one async pool, on the process's background loop.
         """
+        from .aio import BackgroundDatabase  # what many apps never use
+
         config = self._db.get_config(self._name)
         return BackgroundDatabase(PooledAsyncQueries(self._db.manager, config))
 
     @property
-    def connection(self) -> psycopg.Connection[Any]:
+    def connection(self) -> psycopg.Connection[Row]:
         """The app context's psycopg connection, in autocommit outside a transaction."""
         held = self._held()
         conn = held.begin_use()
@@ -114,7 +150,7 @@ class BoundDatabase(Queries):
     @contextmanager
     def transaction(
         self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
-    ) -> Iterator[Transaction]:
+    ) -> Iterator[Transaction[Row]]:
         """A block whose queries are committed together, or rolled back on an exception.
 
         ``db.fetch_all(…)`` and the others join it in the same app context. Nested, it is a
@@ -142,6 +178,36 @@ class BoundDatabase(Queries):
             if opened in held.open_transactions:
                 held.open_transactions.remove(opened)
 
+    @overload
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        batch_size: int = 1000,
+        row_factory: RowFactory[T],
+        into: None = None,
+    ) -> RowStream[T]: ...
+    @overload
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        batch_size: int = 1000,
+        row_factory: None = None,
+        into: type[T],
+    ) -> RowStream[T]: ...
+    @overload
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        batch_size: int = 1000,
+        row_factory: None = None,
+        into: None = None,
+    ) -> RowStream[Row]: ...
     def stream(
         self,
         query: Query,
@@ -149,7 +215,8 @@ class BoundDatabase(Queries):
         *,
         batch_size: int = 1000,
         row_factory: RowFactory[Any] | None = None,
-    ) -> RowStream:
+        into: type[Any] | None = None,
+    ) -> RowStream[Any]:
         """The rows of a result of any size, fetched *batch_size* at a time as they are asked for.
 
         The query runs at the call. The stream takes over the context's connection and gives it
@@ -160,11 +227,13 @@ class BoundDatabase(Queries):
         conn, is_own = held.take_over()
         if is_own:
             give_back = conn.record.source.release
-            return RowStream(conn, query, params, batch_size, row_factory, give_back=give_back)
+            return RowStream(
+                conn, query, params, batch_size, row_factory, into, give_back=give_back
+            )
         transactions = held.open_transactions
         innermost = transactions[-1] if transactions else None
         return RowStream(
-            conn, query, params, batch_size, row_factory,
+            conn, query, params, batch_size, row_factory, into,
             is_welcome=lambda: innermost is None or innermost in transactions,
         )  # fmt: skip
 
@@ -189,7 +258,7 @@ class BoundDatabase(Queries):
         return pool
 
 
-class PGMonkey(BoundDatabase):
+class PGMonkey(BoundDatabase[Row]):
     """PostgreSQL for Flask apps.
 
     In an app context the first query borrows a connection from the pool and keeps it on ``g``; the
@@ -204,6 +273,24 @@ class PGMonkey(BoundDatabase):
         must leave no transaction open; for async connections it may return an awaitable.
     """
 
+    @overload
+    def __init__(
+        self: PGMonkey[TupleRow],
+        app: Flask | None = None,
+        *,
+        config: ConfigSource | None = None,
+        row_factory: None = None,
+        configure: Configure | None = None,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        config: ConfigSource | None = None,
+        row_factory: RowFactory[Row],
+        configure: Configure | None = None,
+    ) -> None: ...
     def __init__(
         self,
         app: Flask | None = None,
@@ -277,6 +364,55 @@ class PGMonkey(BoundDatabase):
                 raise ConfigError("PGMONKEY_BINDS.default: the default database is PGMONKEY_CONFIG")
             yield str(name), _located(app, f"PGMONKEY_BINDS.{name}", source)
 
+    @overload
+    def fetch_one_or_404(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        description: str | None = None,
+        row_factory: RowFactory[T],
+        into: None = None,
+    ) -> T: ...
+    @overload
+    def fetch_one_or_404(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        description: str | None = None,
+        row_factory: None = None,
+        into: type[T],
+    ) -> T: ...
+    @overload
+    def fetch_one_or_404(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        description: str | None = None,
+        row_factory: None = None,
+        into: None = None,
+    ) -> Row: ...
+    def fetch_one_or_404(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        description: str | None = None,
+        row_factory: Any = None,
+        into: Any = None,
+    ) -> Any:
+        """The first row of the result; the request ends with 404 Not Found if there is none.
+
+        Parameters as for :meth:`fetch_one`.
+
+        :param description: what the page says, instead of werkzeug's words.
+        :raises werkzeug.exceptions.NotFound: if there is no row.
+        """
+        row = self.fetch_one(query, params, row_factory=row_factory, into=into)
+        return row if row is not None else abort(404, description)
+
     # Binds, and what lies under them
 
     @property
@@ -284,7 +420,7 @@ class PGMonkey(BoundDatabase):
         """The names of the current app's databases, ``default`` first."""
         return tuple(self._state().sources)
 
-    def bind(self, name: str) -> BoundDatabase:
+    def bind(self, name: str) -> BoundDatabase[Row]:
         """A further database of ``PGMONKEY_BINDS``, with the same queries.
 
         May be called outside an app context; that the app has it shows at the first query.
@@ -327,6 +463,8 @@ class PGMonkey(BoundDatabase):
     @property
     def background(self) -> Background:
         """Runs coroutines beyond the views of the current app, on the process's background loop."""
+        from .background import Background
+
         self._state()
         return Background(current_app().app_context)
 

@@ -8,21 +8,18 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overload
 
+from . import connections
 from .config import CONNECTION_TYPES, Config, read_config
-from .connections import (
-    AsyncNormalConnection,
-    AsyncPoolConnection,
-    Configure,
-    NormalConnection,
-    PoolConnection,
-    loops,
-)
+from .connections import Configure, PoolConnection, loops
 from .connections.at_exit import close_at_exit
 from .connections.single_flight import AsyncSingleFlight, SingleFlight
 from .errors import ConfigError
 from .per_process import PerProcess
+
+if TYPE_CHECKING:
+    from .connections import AsyncNormalConnection, AsyncPoolConnection, NormalConnection
 
 SyncConnection: TypeAlias = "NormalConnection | PoolConnection"
 AsyncConnection: TypeAlias = "AsyncNormalConnection | AsyncPoolConnection"
@@ -35,11 +32,8 @@ _KeyOnLoop: TypeAlias = "tuple[str, str, asyncio.AbstractEventLoop]"
 
 _SECONDS_FOR_CLEARING = 2.0
 
-_SYNC_TYPES: dict[str, type[SyncConnection]] = {"normal": NormalConnection, "pool": PoolConnection}
-_ASYNC_TYPES: dict[str, type[AsyncConnection]] = {
-    "async": AsyncNormalConnection,
-    "async_pool": AsyncPoolConnection,
-}
+_SYNC_TYPES = {"normal": "NormalConnection", "pool": "PoolConnection"}
+_ASYNC_TYPES = {"async": "AsyncNormalConnection", "async_pool": "AsyncPoolConnection"}
 
 
 class _Cache:
@@ -255,8 +249,8 @@ class PGConnectionManager:
     def cached_async_pool(self, config: Config) -> AsyncPoolConnection | None:
         """The object of type ``async_pool`` that is in the cache for the running loop."""
         key = config.key, "async_pool", asyncio.get_running_loop()
-        cached = self._caches.here().on_loops.get(key)
-        return cached if isinstance(cached, AsyncPoolConnection) else None
+        pool: Any = self._caches.here().on_loops.get(key)
+        return cast("AsyncPoolConnection | None", pool)
 
     def _get(self, config: Config, connection_type: str, force_reload: bool) -> SyncConnection:
         cache = self._caches[os.getpid()]
@@ -272,7 +266,8 @@ class PGConnectionManager:
         cached = cache.cached.get(key)
         if cached is not None and not force_reload:
             return cached
-        new = _SYNC_TYPES[key[1]](config, **self._arguments())
+        make: type[SyncConnection] = getattr(connections, _SYNC_TYPES[key[1]])
+        new = make(config, **self._arguments())
         new.connect()
         close_at_exit(new)
         # Only now: a call with the other force_reload may have opened one at the same time.
@@ -301,7 +296,8 @@ class PGConnectionManager:
         cached = cache.on_loops.get(key)
         if cached is not None and not force_reload:
             return cached
-        new = _ASYNC_TYPES[key[1]](config, **self._arguments())
+        make: type[AsyncConnection] = getattr(connections, _ASYNC_TYPES[key[1]])
+        new = make(config, **self._arguments())
         await new.connect()
         close_at_exit()
         old, cache.on_loops[key] = cache.on_loops.get(key), new

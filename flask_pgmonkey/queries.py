@@ -9,23 +9,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import scalar_row
+from psycopg.rows import Row, scalar_row, tuple_row
 
 from .connections.cursor import is_stale_plan
-from .connections.server_connection import ServerConnection
+from .rows import instead_of, require_one_row, row_into, rows_into, value_into
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
     from psycopg.rows import RowFactory
 
+    from .connections.server_connection import ServerConnection
+
+T = TypeVar("T")
 IsolationLevel: TypeAlias = psycopg.IsolationLevel
 
 
-class Queries(ABC):
+class Queries(ABC, Generic[Row]):
     """The queries of everything that has a source of connections."""
 
     @abstractmethod
@@ -36,51 +39,202 @@ class Queries(ABC):
     def _end_use(self, conn: ServerConnection) -> None:
         """The query is over."""
 
+    @overload
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[T],
+        into: None = None,
+    ) -> T | None: ...
+    @overload
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> T | None: ...
+    @overload
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> Row | None: ...
     def fetch_one(
         self,
         query: Query,
         params: Params | None = None,
         *,
         row_factory: RowFactory[Any] | None = None,
+        into: type[Any] | None = None,
     ) -> Any:
         """The first row of the result, or None if there is none.
 
         :param query: a string, a :mod:`psycopg.sql` object, or on Python 3.14 a template string.
         :param params: the values of its placeholders.
-        :param row_factory: how to make the row; the database's own without it.
+        :param row_factory: how to make the row, as psycopg has it; the database's own without it.
+        :param into: the class of the row instead: see *Rows of your own classes* in the docs.
+        :raises RowMismatchError: where the columns do not fit *into*.
         """
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
         conn = self._begin_use()
         try:
-            return _run(conn, query, params, row_factory).fetchone()
+            cursor = _run(conn, query, params, factory)
+            row = cursor.fetchone()
+            return row if into is None else row_into(into, cursor, row)
         finally:
             self._end_use(conn)
 
+    @overload
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[T],
+        into: None = None,
+    ) -> T: ...
+    @overload
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> T: ...
+    @overload
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> Row: ...
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+        into: type[Any] | None = None,
+    ) -> Any:
+        """The row of a result that has one row. Parameters as for :meth:`fetch_one`.
+
+        :raises NoRowError: if there is none.
+        :raises SeveralRowsError: if there are more; what the query did is done all the same.
+        """
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
+        conn = self._begin_use()
+        try:
+            cursor = _run(conn, query, params, factory)
+            row = cursor.fetchone()
+            require_one_row(cursor)
+            return row if into is None else row_into(into, cursor, row)
+        finally:
+            self._end_use(conn)
+
+    @overload
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[T],
+        into: None = None,
+    ) -> list[T]: ...
+    @overload
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> list[T]: ...
+    @overload
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> list[Row]: ...
     def fetch_all(
         self,
         query: Query,
         params: Params | None = None,
         *,
         row_factory: RowFactory[Any] | None = None,
-    ) -> list[Any]:
+        into: type[Any] | None = None,
+    ) -> Any:
         """All rows of the result. Parameters as for :meth:`fetch_one`."""
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
         conn = self._begin_use()
         try:
-            return _run(conn, query, params, row_factory).fetchall()
+            cursor = _run(conn, query, params, factory)
+            rows = cursor.fetchall()
+            return rows if into is None else rows_into(into, cursor, rows)
         finally:
             self._end_use(conn)
 
+    @overload
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[T],
+        into: None = None,
+    ) -> T | None: ...
+    @overload
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> T | None: ...
+    @overload
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> Any: ...
     def fetch_value(
         self,
         query: Query,
         params: Params | None = None,
         *,
         row_factory: RowFactory[Any] | None = None,
+        into: type[Any] | None = None,
     ) -> Any:
         """The first column of the first row, or None if there is no row.
 
-        Parameters as for :meth:`fetch_one`; with a *row_factory*, what it makes is the value.
+        Parameters as for :meth:`fetch_one`; with a *row_factory*, what it makes is the value, and
+        with *into* the value is of that type: as it is, or by a call with it.
         """
-        return self.fetch_one(query, params, row_factory=row_factory or scalar_row)
+        factory: RowFactory[Any] = (
+            row_factory or scalar_row if into is None else instead_of(row_factory, scalar_row)
+        )
+        conn = self._begin_use()
+        try:
+            value = _run(conn, query, params, factory).fetchone()
+            return value if into is None else value_into(into, value)
+        finally:
+            self._end_use(conn)
 
     def execute(self, query: Query, params: Params | None = None) -> int:
         """Run a query whose rows nobody wants.
@@ -113,7 +267,7 @@ class Queries(ABC):
             self._end_use(conn)
 
 
-class Transaction(Queries):
+class Transaction(Queries[Row]):
     """What ``transaction()`` gives: the same queries, within the transaction.
 
     :ivar connection: the psycopg connection that the transaction is on.
@@ -126,7 +280,7 @@ class Transaction(Queries):
         return f"<Transaction {'over' if self._conn is None else 'open'}>"
 
     @property
-    def connection(self) -> psycopg.Connection[Any]:
+    def connection(self) -> psycopg.Connection[Row]:
         """The psycopg connection that the transaction is on."""
         return self._begin_use()
 
@@ -135,7 +289,7 @@ class Transaction(Queries):
         return cast("psycopg.Cursor[Any]", self._begin_use().cursor(*args, **kwargs))
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self) -> Iterator[Transaction[Row]]:
         """A savepoint: an exception in its block undoes what the block did."""
         with nested_transaction(self._begin_use()) as nested:
             yield nested
@@ -155,7 +309,7 @@ class Transaction(Queries):
 @contextmanager
 def outermost_transaction(
     conn: ServerConnection, isolation_level: IsolationLevel | None, read_only: bool | None
-) -> Iterator[Transaction]:
+) -> Iterator[Transaction[Any]]:
     """A transaction on a connection that is in none.
 
     Isolation level and access mode go with BEGIN, so they cost no round trip.
@@ -174,10 +328,10 @@ def outermost_transaction(
 
 
 @contextmanager
-def nested_transaction(conn: ServerConnection) -> Iterator[Transaction]:
+def nested_transaction(conn: ServerConnection) -> Iterator[Transaction[Any]]:
     """A transaction, or a savepoint where one is open."""
     with conn.transaction():
-        transaction = Transaction(conn)
+        transaction: Transaction[Any] = Transaction(conn)
         try:
             yield transaction
         finally:

@@ -5,24 +5,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import scalar_row
+from psycopg.rows import Row, scalar_row, tuple_row
 
 from .connections.cursor import is_stale_plan
-from .connections.server_connection_async import AsyncServerConnection
 from .queries import IsolationLevel
+from .rows import instead_of, require_one_row, row_into, rows_into, value_into
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query, QueryNoTemplate
     from psycopg.rows import AsyncRowFactory
 
+    from .connections.server_connection_async import AsyncServerConnection
+
 T = TypeVar("T")
 
 
-class AsyncQueries(ABC):
+class AsyncQueries(ABC, Generic[Row]):
     """:class:`Queries` for async code."""
 
     @abstractmethod
@@ -30,51 +32,202 @@ class AsyncQueries(ABC):
         """The outcome of *work*, given a connection in autocommit, or in the transaction that the
         query joins."""
 
+    @overload
+    async def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[T],
+        into: None = None,
+    ) -> T | None: ...
+    @overload
+    async def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> T | None: ...
+    @overload
+    async def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> Row | None: ...
     async def fetch_one(
         self,
         query: Query,
         params: Params | None = None,
         *,
         row_factory: AsyncRowFactory[Any] | None = None,
+        into: type[Any] | None = None,
     ) -> Any:
         """The first row of the result, or None if there is none.
 
         :param query: a string, a :mod:`psycopg.sql` object, or on Python 3.14 a template string.
         :param params: the values of its placeholders.
-        :param row_factory: how to make the row; the database's own without it.
+        :param row_factory: how to make the row, as psycopg has it; the database's own without it.
+        :param into: the class of the row instead: see *Rows of your own classes* in the docs.
+        :raises RowMismatchError: where the columns do not fit *into*.
         """
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
 
         async def fetch(conn: AsyncServerConnection) -> Any:
-            return await (await _execute(conn, query, params, row_factory)).fetchone()
+            cursor = await _execute(conn, query, params, factory)
+            row = await cursor.fetchone()
+            return row if into is None else row_into(into, cursor, row)
 
         return await self._run(fetch)
 
+    @overload
+    async def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[T],
+        into: None = None,
+    ) -> T: ...
+    @overload
+    async def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> T: ...
+    @overload
+    async def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> Row: ...
+    async def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[Any] | None = None,
+        into: type[Any] | None = None,
+    ) -> Any:
+        """The row of a result that has one row. Parameters as for :meth:`fetch_one`.
+
+        :raises NoRowError: if there is none.
+        :raises SeveralRowsError: if there are more; what the query did is done all the same.
+        """
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
+
+        async def fetch(conn: AsyncServerConnection) -> Any:
+            cursor = await _execute(conn, query, params, factory)
+            row = await cursor.fetchone()
+            require_one_row(cursor)
+            return row if into is None else row_into(into, cursor, row)
+
+        return await self._run(fetch)
+
+    @overload
+    async def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[T],
+        into: None = None,
+    ) -> list[T]: ...
+    @overload
+    async def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> list[T]: ...
+    @overload
+    async def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> list[Row]: ...
     async def fetch_all(
         self,
         query: Query,
         params: Params | None = None,
         *,
         row_factory: AsyncRowFactory[Any] | None = None,
-    ) -> list[Any]:
+        into: type[Any] | None = None,
+    ) -> Any:
         """All rows of the result. Parameters as for :meth:`fetch_one`."""
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
 
-        async def fetch(conn: AsyncServerConnection) -> list[Any]:
-            return await (await _execute(conn, query, params, row_factory)).fetchall()
+        async def fetch(conn: AsyncServerConnection) -> Any:
+            cursor = await _execute(conn, query, params, factory)
+            rows = await cursor.fetchall()
+            return rows if into is None else rows_into(into, cursor, rows)
 
         return await self._run(fetch)
 
+    @overload
+    async def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AsyncRowFactory[T],
+        into: None = None,
+    ) -> T | None: ...
+    @overload
+    async def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> T | None: ...
+    @overload
+    async def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> Any: ...
     async def fetch_value(
         self,
         query: Query,
         params: Params | None = None,
         *,
         row_factory: AsyncRowFactory[Any] | None = None,
+        into: type[Any] | None = None,
     ) -> Any:
         """The first column of the first row, or None if there is no row.
 
-        Parameters as for :meth:`fetch_one`; with a *row_factory*, what it makes is the value.
+        Parameters as for :meth:`fetch_one`; with a *row_factory*, what it makes is the value, and
+        with *into* the value is of that type: as it is, or by a call with it.
         """
-        return await self.fetch_one(query, params, row_factory=row_factory or scalar_row)
+        factory: AsyncRowFactory[Any] = (
+            row_factory or scalar_row if into is None else instead_of(row_factory, scalar_row)
+        )
+
+        async def fetch(conn: AsyncServerConnection) -> Any:
+            value = await (await _execute(conn, query, params, factory)).fetchone()
+            return value if into is None else value_into(into, value)
+
+        return await self._run(fetch)
 
     async def execute(self, query: Query, params: Params | None = None) -> int:
         """Run a query whose rows nobody wants.
@@ -106,7 +259,7 @@ class AsyncQueries(ABC):
         return await self._run(run)
 
 
-class AsyncTransaction(AsyncQueries):
+class AsyncTransaction(AsyncQueries[Row]):
     """What ``transaction()`` gives: the same queries, within the transaction."""
 
     def __init__(self, conn: AsyncServerConnection) -> None:
@@ -116,7 +269,7 @@ class AsyncTransaction(AsyncQueries):
         return f"<AsyncTransaction {'over' if self._conn is None else 'open'}>"
 
     @property
-    def connection(self) -> psycopg.AsyncConnection[Any]:
+    def connection(self) -> psycopg.AsyncConnection[Row]:
         """The psycopg connection that the transaction is on."""
         return self._begin_use()
 
@@ -125,7 +278,7 @@ class AsyncTransaction(AsyncQueries):
         return cast("psycopg.AsyncCursor[Any]", self._begin_use().cursor(*args, **kwargs))
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncTransaction]:
+    async def transaction(self) -> AsyncIterator[AsyncTransaction[Row]]:
         """A savepoint: an exception in its block undoes what the block did."""
         async with nested_async_transaction(self._begin_use()) as nested:
             yield nested
@@ -145,7 +298,7 @@ class AsyncTransaction(AsyncQueries):
 @asynccontextmanager
 async def outermost_async_transaction(
     conn: AsyncServerConnection, isolation_level: IsolationLevel | None, read_only: bool | None
-) -> AsyncIterator[AsyncTransaction]:
+) -> AsyncIterator[AsyncTransaction[Any]]:
     """:func:`outermost_transaction`, on the running loop."""
     before = conn.isolation_level, conn.read_only
     if isolation_level is not None:
@@ -164,10 +317,10 @@ async def outermost_async_transaction(
 @asynccontextmanager
 async def nested_async_transaction(
     conn: AsyncServerConnection,
-) -> AsyncIterator[AsyncTransaction]:
+) -> AsyncIterator[AsyncTransaction[Any]]:
     """A transaction, or a savepoint where one is open."""
     async with conn.transaction():
-        transaction = AsyncTransaction(conn)
+        transaction: AsyncTransaction[Any] = AsyncTransaction(conn)
         try:
             yield transaction
         finally:

@@ -8,8 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+from psycopg.rows import Row, tuple_row
 
 from .connections.server_connection import ServerConnection
+from .rows import instead_of, maker_into
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 _numbers = count(1)
 
 
-class RowStream(Iterator[Any]):
+class RowStream(Iterator[Row]):
     """An iterator over rows that the server still holds.
 
     Gives its connection back at its end, when it is closed (also as a context manager), or when it
@@ -27,6 +29,8 @@ class RowStream(Iterator[Any]):
 
     :param conn: the connection to read through.
     :param batch_size: rows to fetch in one round trip.
+    :param row_factory: how to make the rows; the connection's own without it.
+    :param into: the class of the rows instead.
     :param give_back: takes the connection at the end; without it the stream is a guest in a
         transaction that is open on *conn*, whose end is the stream's.
     :param is_welcome: whether the transaction that a guest reads in is open still.
@@ -39,6 +43,7 @@ class RowStream(Iterator[Any]):
         params: Params | None,
         batch_size: int,
         row_factory: RowFactory[Any] | None,
+        into: type[Any] | None = None,
         give_back: Callable[[ServerConnection], None] | None = None,
         is_welcome: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -51,24 +56,29 @@ class RowStream(Iterator[Any]):
                 raise ValueError(f"batch_size must be at least 1, not {batch_size}")
             if give_back is not None:
                 conn.autocommit = False  # a cursor lives in a transaction
+            factory = row_factory if into is None else instead_of(row_factory, tuple_row)
             self._cursor = cursor = conn.cursor(
-                f"flask_pgmonkey_{next(_numbers)}", row_factory=row_factory or conn.row_factory
+                f"flask_pgmonkey_{next(_numbers)}", row_factory=factory or conn.row_factory
             )
             cursor.itersize = batch_size
             cursor.execute(query, params)
-            self._rows = iter(cursor)
+            self._rows: Iterator[Any] = iter(cursor)
+            if into is not None:
+                make = maker_into(into, cursor)
+                self._rows = (make((row,))[0] for row in cursor)
         except BaseException:
             self.close()
             raise
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Row:
         if self._conn is None:
             raise StopIteration
         if not self._is_welcome():
             self.close()
             raise RuntimeError("the transaction that this stream reads in is over")
         try:
-            return next(self._rows)
+            row: Row = next(self._rows)
+            return row
         except StopIteration:
             self._end(commit=True)  # the query may have called functions that write
             raise

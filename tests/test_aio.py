@@ -282,7 +282,7 @@ def test_an_async_view_that_opens_a_pool_works_and_is_advised_once(
     db: PGMonkey = app.extensions["pgmonkey"]
 
     @app.get("/<kind>")
-    async def by_mistake(kind: str) -> list[Any]:
+    async def by_mistake(kind: Any) -> list[Any]:
         connection = await db.get_connection(kind)
         async with connection as conn:
             return list(await (await conn.execute("SELECT 42")).fetchone())

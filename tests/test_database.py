@@ -317,7 +317,7 @@ def test_gathered_queries_run_at_once(config_file: Path) -> None:
     async def use() -> None:
         async with connected(config_file) as db:
             pids = await asyncio.gather(
-                *(db.fetch_one("SELECT pg_backend_pid(), pg_sleep(0.2)") for _ in range(3))
+                *(db.fetch_exactly_one("SELECT pg_backend_pid(), pg_sleep(0.2)") for _ in range(3))
             )
             assert len({pid for pid, _ in pids}) == 3
 

@@ -23,6 +23,7 @@ LAYERS = [
     {"manager"},
     {"connections", "embedded"},
     {"config"},
+    {"rows"},
     {"per_process"},
     {"errors"},
 ]

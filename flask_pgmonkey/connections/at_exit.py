@@ -7,19 +7,22 @@ import os
 from collections.abc import Callable
 from functools import cache
 from time import monotonic
-from typing import Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from . import loops
 
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class ClosesAtExit(Protocol):
+        """What is open without an event loop."""
+
+        def close_at_exit(self, deadline: float) -> None:
+            """Close what this process has open, by *deadline* (``time.monotonic``)."""
+
+
 _SECONDS = 5.0
-
-
-class ClosesAtExit(Protocol):
-    """What is open without an event loop."""
-
-    def close_at_exit(self, deadline: float) -> None:
-        """Close what this process has open, by *deadline* (``time.monotonic``)."""
 
 
 before_closing: list[Callable[[float], None]] = []

@@ -19,14 +19,13 @@ from ..config import Config
 from ..per_process import PerProcess
 from .blocks import Blocks, calling_frame, entering_frame, is_of_contextlib
 from .server_connection import ServerConnection
-from .server_connection_async import AsyncServerConnection
 from .server_connection_base import Configure
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 DescribeBorrower = Callable[[], str]
-AnyConnT = TypeVar("AnyConnT", ServerConnection, AsyncServerConnection)
+AnyConnT = TypeVar("AnyConnT")
 StateT = TypeVar("StateT")
 StateOfBlocksT = TypeVar("StateOfBlocksT", bound="StateOfBlocks[Any]")
 

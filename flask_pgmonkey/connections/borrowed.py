@@ -8,16 +8,18 @@ import os
 import traceback
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from psycopg_pool import PoolTimeout
 
 from ..config import PoolSettings
 from .connect_errors import LastFailure, copy_for_waiter, seconds
-from .record import ConnectionRecord
-from .server_connection import ServerConnection
-from .server_connection_async import AsyncServerConnection
+
+if TYPE_CHECKING:
+    from .record import ConnectionRecord
+    from .server_connection import ServerConnection
+    from .server_connection_async import AsyncServerConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 

@@ -16,10 +16,23 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from .record import Recorded
-
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from psycopg.pq.abc import PGconn
+
+    from .record import ConnectionRecord
+
+    class Recorded(Protocol):
+        """A psycopg connection with its record."""
+
+        pgconn: PGconn
+
+        @property
+        def record(self) -> ConnectionRecord[Any]:
+            """What is remembered of it."""
+            ...
+
 
 _OK = ConnStatus.OK
 

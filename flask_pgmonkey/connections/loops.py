@@ -17,26 +17,29 @@ import threading
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class EndsWithLoop(Protocol):
+        """An object that belongs to one event loop."""
+
+        async def close_on_loop(self, deadline: float) -> None:
+            """Close, on the loop, by *deadline* (``time.monotonic``)."""
+
+        def finish(self) -> None:
+            """Close without a loop: drop the sockets."""
+
+        def tasks_of_its_own(self) -> Collection[asyncio.Task[Any]]:
+            """The tasks that run until it is closed."""
+            ...
+
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _CLOSING_TIMEOUT = 2.0
-
-
-class EndsWithLoop(Protocol):
-    """An object that belongs to one event loop."""
-
-    async def close_on_loop(self, deadline: float) -> None:
-        """Close, on the loop, by *deadline* (``time.monotonic``)."""
-
-    def finish(self) -> None:
-        """Close without a loop: drop the sockets."""
-
-    def tasks_of_its_own(self) -> Collection[asyncio.Task[Any]]:
-        """The tasks that run until it is closed."""
-        ...
 
 
 class _Keeper:

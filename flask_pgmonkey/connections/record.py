@@ -8,20 +8,14 @@ import traceback
 from collections.abc import Callable
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
-
-import psycopg
-
-from ..config import Config
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
+    import psycopg
     from psycopg._connection_base import BaseConnection
-    from psycopg.pq.abc import PGconn
 
-AnyConnection = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+    from .protocols import AnyConnection, Opener
 
-ConnT = TypeVar("ConnT", bound=psycopg.Connection[Any])
-AsyncConnT = TypeVar("AsyncConnT", bound=psycopg.AsyncConnection[Any])
 SourceT = TypeVar("SourceT")
 
 _SHUTDOWN = ("57P01", "57P02", "57P03")
@@ -33,59 +27,6 @@ attributes_of: Callable[[Any], tuple[Any, ...]] = attrgetter(
     "row_factory", "cursor_factory", "server_cursor_factory",
     "_tpc",
 )  # fmt: skip
-
-
-class Opener(Protocol):
-    """What opens connections.
-
-    :ivar plans_changed: how often a connection of it met a prepared statement that a migration had
-        made stale.
-    """
-
-    plans_changed: int
-
-    @property
-    def config(self) -> Config:
-        """What its connections are opened with."""
-        ...
-
-
-class Source(Opener, Protocol[ConnT]):
-    """Where connections are borrowed from, and given back to."""
-
-    def borrow(self, timeout: float | None = None, autocommit: bool | None = None) -> ConnT:
-        """A live psycopg connection that is the caller's until :meth:`release`."""
-        ...
-
-    def release(self, conn: ConnT) -> None:
-        """Give back what :meth:`borrow` gave."""
-
-    def abandon(self, conn: ConnT) -> None:
-        """Give up a borrowed connection that another thread still uses."""
-
-
-class AsyncSource(Opener, Protocol[AsyncConnT]):
-    """:class:`Source` on an event loop."""
-
-    async def borrow(
-        self, timeout: float | None = None, autocommit: bool | None = None
-    ) -> AsyncConnT:
-        """A live psycopg connection that is the caller's until :meth:`release`."""
-        ...
-
-    async def release(self, conn: AsyncConnT) -> None:
-        """Give back what :meth:`borrow` gave."""
-
-
-class Recorded(Protocol):
-    """A psycopg connection with its record."""
-
-    pgconn: PGconn
-
-    @property
-    def record(self) -> ConnectionRecord[Any]:
-        """What is remembered of it."""
-        ...
 
 
 class ConnectionRecord(Generic[SourceT]):
@@ -125,7 +66,7 @@ class ConnectionRecord(Generic[SourceT]):
     source: SourceT
 
     def __init__(self, conn: AnyConnection, opener: Opener) -> None:
-        self.opener = opener
+        self.opener: Opener = opener
         self.poll_socket: Callable[[int], object] = socket_poll(conn.pgconn.socket)
         self.borrowed_at: float = 0.0
         self.uses: list[None] = []

@@ -12,7 +12,7 @@ import psycopg
 
 from ..config import Config
 from .cursor import Cursor, ServerCursor
-from .record import ConnectionRecord, Opener, Source
+from .record import ConnectionRecord
 from .server_connection_base import (
     CLEAR_SESSION,
     BaseServerConnection,
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.rows import RowFactory
     from typing_extensions import Self
+
+    from .protocols import Opener, Source
 
 T = TypeVar("T")
 

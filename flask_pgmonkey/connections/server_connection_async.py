@@ -11,7 +11,7 @@ import psycopg
 
 from ..config import Config
 from .cursor import AsyncCursor, AsyncServerCursor
-from .record import AsyncSource, ConnectionRecord, Opener
+from .record import ConnectionRecord
 from .server_connection_base import (
     CLEAR_SESSION,
     BaseServerConnection,
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.rows import AsyncRowFactory
     from typing_extensions import Self
+
+    from .protocols import AsyncSource, Opener
 
 T = TypeVar("T")
 

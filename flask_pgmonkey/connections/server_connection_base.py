@@ -18,10 +18,12 @@ from psycopg.pq import TransactionStatus
 
 from ..config import Config, is_secret_key
 from ..errors import ConfigError
-from .record import AnyConnection, ConnectionRecord
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
+
+    from .protocols import AnyConnection
+    from .record import ConnectionRecord
 
 Configure = Callable[[Any], "Awaitable[None] | None"]
 """Called with every new psycopg connection; may return an awaitable for async connections."""

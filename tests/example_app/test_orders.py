@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 from flask import Flask
+from psycopg.rows import tuple_row
 
 from example_app.database import db
 from example_app.orders import OrderRefusedError, place_order
@@ -32,9 +33,10 @@ def test_an_order_takes_its_pieces_from_the_stock_and_sums_up_its_lines(desk: Fl
     with desk.app_context():
         order_id = place_order(1, {product_id(PEN): 2, product_id(INKWELL): 1})
 
-        stock = dict(db.fetch_all("SELECT name, stock FROM products"))
+        products = db.fetch_all("SELECT name, stock FROM products", row_factory=tuple_row)
+        stock: dict[str, int] = dict(products)
         assert (stock[PEN], stock[INKWELL]) == (12, 0)
-        total, of_lines = db.fetch_one(
+        total, of_lines = db.fetch_exactly_one(
             "SELECT total, (SELECT sum(quantity * price) FROM order_lines WHERE order_id = id)"
             " FROM orders WHERE id = %s",
             [order_id],

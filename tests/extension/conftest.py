@@ -17,9 +17,9 @@ collect_ignore = [] if sys.version_info >= (3, 14) else ["test_templates.py"]
 class Site:
     """An app with one page, whose view a test brings along."""
 
-    def __init__(self, app: Flask, db: PGMonkey) -> None:
+    def __init__(self, app: Flask, db: PGMonkey[Any]) -> None:
         self.app = app
-        self.db = db
+        self.db: PGMonkey[Any] = db
         self._view: Callable[[], Any] = str
         app.testing = True
         app.add_url_rule("/", "page", self._answer)
@@ -37,7 +37,7 @@ class Site:
 class MakeSite(Protocol):
     """Makes sites on the test's database and closes them when the test ends."""
 
-    def __call__(self, db: PGMonkey | None = None, **config: Any) -> Site: ...
+    def __call__(self, db: PGMonkey[Any] | None = None, **config: Any) -> Site: ...
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def make_site(database: dict[str, Any]) -> Iterator[MakeSite]:
     """Makes sites. Keywords are sections of the config beside ``connection_settings``."""
     sites = []
 
-    def make(db: PGMonkey | None = None, **config: Any) -> Site:
+    def make(db: PGMonkey[Any] | None = None, **config: Any) -> Site:
         db = db or PGMonkey()
         app = Flask("tests")
         app.config["PGMONKEY_CONFIG"] = {"connection_settings": database, **config}
@@ -65,7 +65,7 @@ def site(make_site: MakeSite) -> Site:
 
 
 @pytest.fixture
-def db(site: Site) -> PGMonkey:
+def db(site: Site) -> PGMonkey[Any]:
     return site.db
 
 

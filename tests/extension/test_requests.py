@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -23,6 +24,7 @@ from psycopg.rows import dict_row, namedtuple_row, scalar_row
 
 from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.connections import borrowed_connections
+from flask_pgmonkey.errors import NoRowError, RowMismatchError
 
 from ..round_trips import count_round_trips
 from .conftest import MakeSite, Site
@@ -238,7 +240,7 @@ def test_rows_are_tuples_unless_a_row_factory_says_otherwise(make_site: MakeSite
     with tuples.app.app_context():
         assert tuples.db.fetch_all(query) == [(1,)]
         assert tuples.db.fetch_all(query, row_factory=dict_row) == [{"one": 1}]
-        assert tuples.db.fetch_one(query, row_factory=namedtuple_row).one == 1
+        assert tuples.db.fetch_exactly_one(query, row_factory=namedtuple_row)[0] == 1
         assert list(tuples.db.stream(query, row_factory=dict_row)) == [{"one": 1}]
         assert tuples.db.cursor(row_factory=scalar_row).execute(query).fetchone() == 1
         assert tuples.db.fetch_one(query) == (1,)
@@ -253,7 +255,7 @@ def test_rows_are_tuples_unless_a_row_factory_says_otherwise(make_site: MakeSite
 
 
 def test_what_a_request_changes_on_its_connection_is_gone_in_the_next(
-    site: Site, db: PGMonkey
+    site: Site, db: PGMonkey[Any]
 ) -> None:
     def change() -> None:
         db.connection.row_factory = dict_row
@@ -804,3 +806,56 @@ def test_an_app_that_is_gone_takes_its_pool_along(
         assert time.monotonic() < deadline, "the pool is still open"
         time.sleep(0.01)
     assert repr(db) == "<PGMonkey without an app>"
+
+
+# Rows of the user's own classes
+
+
+@dataclass
+class Number:
+    n: int
+
+
+def test_rows_become_objects_in_every_call_of_a_request(
+    site: Site, admin: psycopg.Connection[Any]
+) -> None:
+    query = "SELECT generate_series(1, 3) AS n"
+    numbers = [Number(1), Number(2), Number(3)]
+
+    def view() -> None:
+        db = site.db
+        assert db.fetch_all(query, into=Number) == numbers
+        assert db.fetch_one_or_404(query, into=Number) == Number(1)
+        assert list(db.stream(query, into=Number)) == numbers
+        assert list(db.stream(query, into=int, batch_size=2)) == [1, 2, 3]
+        with db.transaction() as tx:
+            assert tx.fetch_all(query, into=Number) == numbers
+            assert list(db.stream(query, into=Number)) == numbers
+        with pytest.raises(RowMismatchError):
+            db.stream("SELECT 1 AS other", into=Number)
+        assert db.fetch_value(query) == 1
+
+    assert site.visit(view).status_code == 200
+
+
+def test_async_views_get_objects_too(site: Site) -> None:
+    async def view() -> None:
+        aio = site.db.aio
+        assert await aio.fetch_all("SELECT 1 AS n", into=Number) == [Number(1)]
+        assert await aio.fetch_exactly_one("SELECT 1 AS n", into=Number) == Number(1)
+        with pytest.raises(NoRowError):
+            await aio.fetch_exactly_one("SELECT 1 WHERE false")
+        async with aio.transaction() as tx:
+            assert await tx.fetch_value("SELECT 1.5", into=float) == 1.5
+
+    assert site.visit(lambda: asyncio.run(view())).status_code == 200
+
+
+def test_a_row_that_is_not_there_is_the_page_that_is_not_there(site: Site) -> None:
+    site.app.testing = False
+    nothing = "SELECT 1 WHERE false"
+    plain = site.visit(lambda: site.db.fetch_one_or_404(nothing))
+    worded = site.visit(lambda: site.db.fetch_one_or_404(nothing, description="no such order"))
+    assert (plain.status_code, worded.status_code) == (404, 404)
+    assert "no such order" in worded.text
+    assert site.visit(lambda: str(site.db.fetch_one_or_404("SELECT 1"))).text == "(1,)"

@@ -102,7 +102,7 @@ def test_a_thread_in_the_context_of_a_request_that_ended_borrows_nothing(app: Fl
     contexts: list[contextvars.Context] = []
     app.test_client().get("/")
     with ThreadPoolExecutor(1) as threads:
-        late = threads.submit(contexts[0].run, db.fetch_value, PID)
+        late = threads.submit(lambda: contexts[0].run(lambda: db.fetch_value(PID)))
         with pytest.raises(RuntimeError, match="has ended"):
             late.result()
     assert not borrowed_connections()

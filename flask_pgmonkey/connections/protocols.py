@@ -1,0 +1,56 @@
+"""What the lower rooms ask of the higher ones: types alone, which nothing imports at run time."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import psycopg
+
+from ..config import Config
+
+AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+
+ConnT = TypeVar("ConnT", bound=psycopg.Connection[Any])
+AsyncConnT = TypeVar("AsyncConnT", bound=psycopg.AsyncConnection[Any])
+
+
+class Opener(Protocol):
+    """What opens connections.
+
+    :ivar plans_changed: how often a connection of it met a prepared statement that a migration had
+        made stale.
+    """
+
+    plans_changed: int
+
+    @property
+    def config(self) -> Config:
+        """What its connections are opened with."""
+        ...
+
+
+class Source(Opener, Protocol[ConnT]):
+    """Where connections are borrowed from, and given back to."""
+
+    def borrow(self, timeout: float | None = None, autocommit: bool | None = None) -> ConnT:
+        """A live psycopg connection that is the caller's until :meth:`release`."""
+        ...
+
+    def release(self, conn: ConnT) -> None:
+        """Give back what :meth:`borrow` gave."""
+
+    def abandon(self, conn: ConnT) -> None:
+        """Give up a borrowed connection that another thread still uses."""
+
+
+class AsyncSource(Opener, Protocol[AsyncConnT]):
+    """:class:`Source` on an event loop."""
+
+    async def borrow(
+        self, timeout: float | None = None, autocommit: bool | None = None
+    ) -> AsyncConnT:
+        """A live psycopg connection that is the caller's until :meth:`release`."""
+        ...
+
+    async def release(self, conn: AsyncConnT) -> None:
+        """Give back what :meth:`borrow` gave."""
