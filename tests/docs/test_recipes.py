@@ -34,6 +34,12 @@ PROGRAMS = {
     "async_connection": ["Users: 0", "The second call gave the same object: True"],
     "async_pool": ["Connections used: 3", "The second call gave the same pool: True"],
     "asyncio_database": ["Inside the transaction: 2", "At once: ['Ada', 'Grace']"],
+    "typed_rows": [
+        "Users: ['Ada', 'Anita', 'Grace']",
+        "Initials: ['A 2', 'G 1']",
+        "How many: 3 ['Ada', 'Anita', 'Grace']",
+        "Without into: {'name': 'Ada'}",
+    ],
     "script_database": ["Inside the transaction: [('ADA',), ('GRACE',)]", "Users: 2"],
 }
 APPS = {
