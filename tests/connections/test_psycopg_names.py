@@ -1,0 +1,116 @@
+"""The underscored names of psycopg on which this package stands."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg._connection_base import BaseConnection
+from psycopg._cursor_base import BaseCursor
+
+import flask_pgmonkey
+
+from ..servers import Server
+
+NAMES_OF_PSYCOPG = {
+    "_notice_handlers", "_notifies_backlog", "_notify_handlers", "_prepared", "_tpc",
+}  # fmt: skip
+
+
+@pytest.fixture
+def names_of_psycopg(server: Server) -> dict[str, set[str]]:
+    """The underscored attributes of sync and of async connections, their cursors and the rest."""
+
+    async def connect_async() -> set[str]:
+        async with await psycopg.AsyncConnection.connect(**server.settings()) as conn:
+            return _underscored(conn, conn.cursor(), conn._prepared)
+
+    with server.connect() as conn:
+        found = _underscored(conn, conn.cursor(), conn._prepared)
+    return {"sync": found, "async": asyncio.run(connect_async())}
+
+
+def _underscored(*objects: Any) -> set[str]:
+    return {name for each in objects for name in dir(each) if re.match("_[^_]", name)}
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_underscored_names_that_are_used_exist_in_psycopg(
+    kind: str, names_of_psycopg: dict[str, set[str]]
+) -> None:
+    assert not NAMES_OF_PSYCOPG - names_of_psycopg[kind]
+
+
+def test_no_other_underscored_names_are_used(names_of_psycopg: dict[str, set[str]]) -> None:
+    used = {name for module in _modules() for name in _names_used_on_others(module)}
+    assert used & names_of_psycopg["sync"] == NAMES_OF_PSYCOPG
+    assert used & names_of_psycopg["async"] == NAMES_OF_PSYCOPG
+
+
+def test_no_underscored_module_is_imported() -> None:
+    imported = {
+        name
+        for module in _modules()
+        for node in ast.walk(_parsed(module))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in (getattr(node, "module", None), *(alias.name for alias in node.names))
+        if name and re.search(r"\bpsycopg(_pool)?\._", name)
+    }
+    assert not imported
+
+
+def _modules() -> Iterator[ModuleType]:
+    yield flask_pgmonkey
+    for found in pkgutil.walk_packages(flask_pgmonkey.__path__, f"{flask_pgmonkey.__name__}."):
+        yield importlib.import_module(found.name)
+
+
+def _parsed(module: ModuleType) -> ast.Module:
+    return ast.parse(inspect.getsource(module))
+
+
+def _names_used_on_others(module: ModuleType) -> Iterator[str]:
+    """Underscored names that are asked of other objects than ``self``, in code or in a string.
+
+    Of ``self`` too where psycopg's class is the parent.
+    """
+    tree = _parsed(module)
+    heirs = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        and issubclass(getattr(module, node.name), (BaseConnection, BaseCursor))
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and not _is_self(node.value):
+            yield node.attr
+        elif isinstance(node, ast.Call) and not (node.args and _is_self(node.args[0])):
+            yield from _names_in_strings(node)
+    for heir in heirs:
+        own = vars(getattr(module, heir.name))
+        for node in ast.walk(heir):
+            if isinstance(node, ast.Attribute) and _is_self(node.value) and node.attr not in own:
+                yield node.attr
+
+
+def _names_in_strings(call: ast.Call) -> Iterator[str]:
+    """The names in ``attrgetter("a.b", "c")``, ``getattr(x, "a")`` and the like."""
+    function = call.func
+    called = function.id if isinstance(function, ast.Name) else ""
+    if called in {"attrgetter", "methodcaller", "getattr", "setattr", "hasattr"}:
+        for argument in call.args:
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield from argument.value.split(".")
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in {"self", "cls"}
