@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, TypeAlias, cast
 
 import psycopg
+from _pytest.assertion.rewrite import rewrite_asserts
 
 from flask_pgmonkey.config import Config, read_config
 from flask_pgmonkey.connections import (
@@ -60,8 +61,10 @@ def _without_async(body: Body) -> Callable[..., None]:
     source = textwrap.dedent(inspect.getsource(body))
     tree = _AsyncRemover().visit(ast.parse(source))
     tree.body[0].decorator_list.clear()
-    ast.increment_lineno(tree, body.__code__.co_firstlineno - 1)
-    code = compile(ast.fix_missing_locations(tree), body.__code__.co_filename, "exec")
+    ast.fix_missing_locations(ast.increment_lineno(tree, body.__code__.co_firstlineno - 1))
+    if "@pytest_ar" in body.__globals__:  # as pytest has rewritten the rest of the module
+        rewrite_asserts(tree, source.encode())
+    code = compile(tree, body.__code__.co_filename, "exec")
     found: dict[str, Any] = {}
     exec(code, body.__globals__, found)  # noqa: S102
     return cast("Callable[..., None]", found[body.__name__])
