@@ -34,13 +34,13 @@ class Observer:
 
     def __init__(self, conn: psycopg.Connection[Any], dbname: str) -> None:
         self.conn = conn
-        self._dbname = dbname
+        self.dbname = dbname
 
     def count(self, condition: str = "true") -> int:
         row = self.conn.execute(
             "SELECT count(*) FROM pg_stat_activity"
             f" WHERE datname = %s AND application_name = %s AND {condition}",
-            (self._dbname, NAME),
+            (self.dbname, NAME),
         ).fetchone()
         assert row is not None
         return int(row[0])
@@ -595,8 +595,9 @@ def test_killed_connections_are_replaced_unseen(db: PGMonkey, observer: Observer
     asyncio.run(fill())
     assert observer.count() == MAX_SIZE
     observer.conn.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
-        [NAME],
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = %s AND application_name = %s",
+        [observer.dbname, NAME],
     )
     observer.wait_for(0)
     assert asyncio.run(db.aio.fetch_value("SELECT 42")) == 42

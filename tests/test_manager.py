@@ -341,10 +341,12 @@ async def test_force_reload_under_load_fails_no_request(case: AsyncCase, config_
         return done
 
     working = [case.start(request, n) for n in range(8)]
-    for _ in range(15):
-        await manager.get_database_connection_from_dict(config, kind, force_reload=True)
-        await case.sleep(0.02)
-    finished.set()
+    try:
+        for _ in range(15):
+            await manager.get_database_connection_from_dict(config, kind, force_reload=True)
+            await case.sleep(0.02)
+    finally:
+        finished.set()
     for one in working:
         assert await case.outcome(one) > 0
     assert manager.cache_info["size"] == 1

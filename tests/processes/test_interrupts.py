@@ -122,7 +122,10 @@ def test_a_query_interrupted_in_a_request_loses_no_connection(
 ) -> None:
     app = Flask(__name__)
     db = PGMonkey(app, config=str(config_file))
-    active = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE %s AND state = 'active'"
+    active = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND query LIKE %s AND state = 'active'"
+    )
 
     def is_running() -> bool:
         with pool as conn:
