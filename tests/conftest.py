@@ -16,25 +16,46 @@ import pytest
 import yaml
 
 from .proxy import Proxy
-from .servers import (
-    PrivateServer,
-    Server,
-    choose_server,
-    make_open_folder,
-    run_private_server,
-    run_server,
-)
+from .servers import PrivateServer, Server, choose_server
+from .suite import OwnSuite, Suite
 
+WORKERS_PER_CORE = 2
+MOST_WORKERS = 12  # the suite's server has connections for that many
 NO_SKIP = os.environ.get("PGMONKEY_NO_SKIP") == "1"
-chosen_server = pytest.StashKey[str]()
+this_run = pytest.StashKey[Suite]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[chosen_server] = choose_server()
+    from_controller = getattr(config, "workerinput", None)
+    if from_controller is None:
+        config.stash[this_run] = suite = OwnSuite(choose_server())
+        config.add_cleanup(suite.close)
+    else:
+        config.stash[this_run] = Suite(Path(from_controller["suite_folder"]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist where to find us."""
+    suite = node.config.stash[this_run]
+    suite.answer_workers()
+    node.workerinput["suite_folder"] = str(suite.folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """More workers than cores, because tests mostly wait; none where few tests are named."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    files = {argument.partition("::")[0] for argument in config.args}
+    if len(files) == 1 and files.pop().endswith(".py"):
+        return 0
+    return min(WORKERS_PER_CORE * (os.cpu_count() or 1), MOST_WORKERS)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    choice = config.stash[chosen_server]
+    suite = config.stash[this_run]
+    choice = suite.choice if isinstance(suite, OwnSuite) else ""
     return f"postgresql: {choice if choice in ('docker', 'embedded') else 'PGMONKEY_TEST_SERVER'}"
 
 
@@ -61,10 +82,15 @@ def pytest_make_collect_report(
 
 
 @pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> Iterator[Server]:
+def suite(pytestconfig: pytest.Config) -> Suite:
+    """What this run's processes share."""
+    return pytestconfig.stash[this_run]
+
+
+@pytest.fixture(scope="session")
+def server(suite: Suite) -> Server:
     """The suite's PostgreSQL."""
-    with run_server(pytestconfig.stash[chosen_server]) as running:
-        yield running
+    return suite.server()
 
 
 @pytest.fixture
@@ -84,22 +110,28 @@ def config_file(database: dict[str, Any], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
+def open_folder(suite: Suite) -> Iterator[Path]:
     """A temporary folder for apps with an embedded server.
 
     Every user can enter it. ``tmp_path`` is closed to the user who runs PostgreSQL for root, and
     the data would lie in root's folder under /var/lib.
     """
-    folder = make_open_folder()
+    folder = suite.make_open_folder()
     yield folder
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def private_server() -> Iterator[PrivateServer]:
-    """A cluster of the test module's own, healed after each test."""
-    with run_private_server() as running:
+@pytest.fixture(scope="session")
+def _private_server(suite: Suite) -> Iterator[PrivateServer]:
+    with suite.run_private_server() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def private_server(_private_server: PrivateServer) -> PrivateServer:
+    """A cluster of one's own, as new for each test module and healed after each test."""
+    _private_server.start_over()
+    return _private_server
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 
+from .ports import give_back_port, reserve_port
+
 
 class Proxy:
     """Passes bytes between clients on ``host``:``port`` and a server.
@@ -25,7 +27,7 @@ class Proxy:
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
-        self.port = 0
+        self.port = reserve_port()
         self.count = 0
         """How many connections were accepted so far."""
         self.accept()
@@ -62,7 +64,6 @@ class Proxy:
         """Accept new connections (again), on the same port."""
         if self._listener is None:
             self._listener = socket.create_server((self.host, self.port))
-            self.port = self._listener.getsockname()[1]
             self._acceptor = self._run(self._accept, self._listener)
 
     def close(self) -> None:
@@ -72,6 +73,7 @@ class Proxy:
         self.drop_all()
         for thread in self._threads:
             thread.join(10)
+        give_back_port(self.port)
 
     def _accept(self, listener: socket.socket) -> None:
         with listener:

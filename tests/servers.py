@@ -6,13 +6,12 @@ import gc
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ from flask_pgmonkey.embedded import (
     start_embedded,
 )
 
+from .ports import give_back_port, reserve_port
+
 DOCKER_IMAGE = "postgres:17-alpine"
 DOCKER_TIMEOUT = 180
 DOCKER_PROBE = """
@@ -43,6 +44,13 @@ except docker.errors.ImageNotFound:
     engine.images.pull(sys.argv[1])
 """
 PASSWORD = "no-secret-of-the-suite"
+# For all that the workers of a run, and their pools, open at the same time.
+MAX_CONNECTIONS = 500
+UNSAFE_AND_FAST = {"fsync": "off", "full_page_writes": "off"}
+"""Settings for servers that survive their own end, but not the machine's."""
+
+MakeCluster = Callable[[Path], object]
+"""Puts a cluster that no server has served yet in the place of a data directory."""
 
 
 class Server:
@@ -109,26 +117,33 @@ def _docker_can_run(image: str) -> bool:
 
 
 @contextmanager
-def run_server(choice: str) -> Iterator[Server]:
-    """Run what :func:`choose_server` chose."""
+def run_server(choice: str, make_cluster: MakeCluster | None = None) -> Iterator[Server]:
+    """Run what :func:`choose_server` chose.
+
+    :param make_cluster: for the embedded server, which otherwise creates its own.
+    """
     if choice == "docker":
         with _docker_server() as server:
             yield server
     elif choice == "embedded":
-        with _embedded_server() as server:
+        with _embedded_server(make_cluster) as server:
             yield server
     else:
         yield Server({"port": 5432, **conninfo_to_dict(choice)})
 
 
 @contextmanager
-def _embedded_server() -> Iterator[Server]:
+def _embedded_server(make_cluster: MakeCluster | None) -> Iterator[Server]:
     folder = make_open_folder()
+    if make_cluster is not None:
+        make_cluster(folder / "data")
+        with (folder / "data" / "postgresql.conf").open("a") as conf:
+            conf.write(f"max_connections = {MAX_CONNECTIONS}\n")
     started = start_embedded(folder)
     needed = {name: started[name] for name in ("host", "port", "user")}
     server = Server({**needed, "password": PASSWORD})
     with server.connect() as admin:
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+        for setting in (*UNSAFE_AND_FAST, "synchronous_commit"):
             admin.execute(f"ALTER SYSTEM SET {setting} = off")
         admin.execute("SELECT pg_reload_conf()")
         admin.execute(f"ALTER ROLE postgres PASSWORD '{PASSWORD}'")
@@ -151,7 +166,9 @@ def _docker_server() -> Iterator[Server]:
             testcontainers_config.ryuk_disabled = True
         container = PostgresContainer(
             DOCKER_IMAGE, username="postgres", password=PASSWORD, dbname="postgres", driver=None
-        ).with_command("postgres -c fsync=off -c full_page_writes=off -c max_connections=200")
+        ).with_command(
+            f"postgres -c fsync=off -c full_page_writes=off -c max_connections={MAX_CONNECTIONS}"
+        )
         container.start()
     try:
         yield Server(
@@ -177,11 +194,34 @@ def _careless_about_sockets() -> Iterator[None]:
         gc.collect()
 
 
-def make_open_folder() -> Path:
+def make_open_folder(parent: Path | None = None) -> Path:
     """Create a temporary folder that every user may enter, unlike pytest's own."""
-    folder = Path(tempfile.mkdtemp(prefix="pgmonkey-test-"))
+    folder = Path(tempfile.mkdtemp(prefix="pgmonkey-test-", dir=parent))
     folder.chmod(0o755)
     return folder
+
+
+def create_cluster(data: Path, binaries: Path | None = None) -> None:
+    """Create a cluster for tests, of the wheel's PostgreSQL or another."""
+    locale = ("--locale=C.UTF-8",) if binaries else LOCALE_OPTIONS
+    authentication = ("--auth-local=trust", "--auth-host=scram-sha-256")
+    cluster_of(data, binaries).create(*authentication, "--no-sync", *locale)
+
+
+def cluster_of(data: Path, binaries: Path | None = None, port: int = 5432) -> Cluster:
+    """The cluster of a data directory."""
+    account = find_account(data)
+    return Cluster(data, binaries or find_binaries(account), account, port)
+
+
+def servers_below(folder: Path) -> list[psutil.Process]:
+    """The server processes with their data below *folder*."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "postgres"
+        and f"-D {folder}" in " ".join(process.info["cmdline"] or ())
+    ]
 
 
 class PrivateServer:
@@ -196,22 +236,20 @@ class PrivateServer:
     user = "app"
     password = PASSWORD
 
-    def __init__(self, folder: Path, binaries: Path | None = None) -> None:
-        data = folder / "data"
-        account = find_account(data)
-        with socket.create_server((self.host, 0)) as probe:
-            self.port: int = probe.getsockname()[1]
-        self._cluster = Cluster(data, binaries or find_binaries(account), account, self.port)
-        locale = ("--locale=C.UTF-8",) if binaries else LOCALE_OPTIONS
-        self._cluster.create(
-            "--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync", *locale
-        )
+    def __init__(self, data: Path, binaries: Path | None = None) -> None:
+        self.port = reserve_port()
+        self._cluster = cluster_of(data, binaries, self.port)
         self._hba = data / "pg_hba.conf"
         self._original_hba = self._hba.read_text()
+        self._altered = data / "postgresql.auto.conf"
+        self._original_altered = self._altered.read_text()
         self.start()
         with self.connect() as admin:
-            admin.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}' IN ROLE pg_monitor")
-            admin.execute("CREATE DATABASE app OWNER app")
+            self._add_user_and_database(admin)
+
+    def _add_user_and_database(self, admin: psycopg.Connection) -> None:
+        admin.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}' IN ROLE pg_monitor")
+        admin.execute("CREATE DATABASE app OWNER app")
 
     def settings(self, dbname: str = "app", **more: Any) -> dict[str, Any]:
         """Return connection_settings for the user ``app`` over TCP."""
@@ -233,8 +271,7 @@ class PrivateServer:
         self._cluster.start(
             {
                 "listen_addresses": self.host,
-                "fsync": "off",
-                "full_page_writes": "off",
+                **UNSAFE_AND_FAST,
                 "shared_buffers": "16MB",
                 "max_connections": "100",
             }
@@ -302,6 +339,30 @@ class PrivateServer:
             self._hba.write_text(self._original_hba)
         self.set_password(self.user, self.password)
 
+    def start_over(self) -> None:
+        """Undo also what a test may leave to others of its module: databases, roles, settings."""
+        self.heal()
+        if self._altered.read_text() != self._original_altered:
+            self._altered.write_text(self._original_altered)
+            self.restart()
+        with self.connect() as admin:
+            for (name,) in admin.execute(
+                "SELECT datname FROM pg_database WHERE datname NOT LIKE 'template_'"
+                " AND datname <> 'postgres'"
+            ).fetchall():
+                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            for (name,) in admin.execute(
+                "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> 'postgres'"
+            ).fetchall():
+                admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+            self._add_user_and_database(admin)
+
+    def close(self) -> None:
+        """Stop the server for good."""
+        self.heal()
+        self.stop()
+        give_back_port(self.port)
+
     def _postmaster(self) -> Postmaster:
         running = self._cluster.postmaster()
         assert running is not None, "the private server does not run"
@@ -318,16 +379,3 @@ class PrivateServer:
         while self._cluster.postmaster() is not None:
             assert time.monotonic() < deadline, "the private server goes on"
             time.sleep(0.01)
-
-
-@contextmanager
-def run_private_server(binaries: Path | None = None) -> Iterator[PrivateServer]:
-    """Run a cluster of its own, of the wheel's PostgreSQL or another, until the block ends."""
-    folder = make_open_folder()
-    server = PrivateServer(folder, binaries)
-    try:
-        yield server
-    finally:
-        server.heal()
-        server.stop()
-        shutil.rmtree(folder)

@@ -20,6 +20,7 @@ from flask import Flask
 
 from flask_pgmonkey import Database, PGConnectionManager, PGMonkey
 
+from .ports import give_back_port, reserve_port
 from .proxy import Proxy
 from .servers import PrivateServer, make_open_folder
 
@@ -30,8 +31,7 @@ class Bouncer:
     """A PgBouncer in transaction mode that can be killed and started again."""
 
     def __init__(self, folder: Path, server: PrivateServer) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port: int = probe.getsockname()[1]
+        self.port = reserve_port()
         self._server = server
         self._ini = folder / "pgbouncer.ini"
         (folder / "users.txt").write_text(f'"{server.user}" "{server.password}"\n')
@@ -75,6 +75,7 @@ def bouncer(private_server: PrivateServer) -> Iterator[Bouncer]:
     running = Bouncer(folder, private_server)
     yield running
     running.kill()
+    give_back_port(running.port)
     shutil.rmtree(folder)
 
 

@@ -18,7 +18,8 @@ import yaml
 
 from flask_pgmonkey import Database, PGConnectionManager
 
-from .servers import PrivateServer, make_open_folder, run_private_server
+from .servers import PrivateServer, make_open_folder
+from .suite import Suite
 
 _DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
@@ -44,10 +45,10 @@ def _openssl(folder: Path, command: str, name: str, rest: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def tls_server(certificates: Path) -> Iterator[PrivateServer]:
+def tls_server(certificates: Path, suite: Suite) -> Iterator[PrivateServer]:
     if not _DEBIAN:
         pytest.skip("no PostgreSQL with TLS in /usr/lib/postgresql")
-    with run_private_server(_DEBIAN[-1].parent) as server:
+    with suite.run_private_server(_DEBIAN[-1].parent) as server:
         with server.connect() as admin:
             data = Path(_show(admin, "data_directory"))
             for name in ("server.crt", "server.key", "ca.crt"):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import traceback
 from time import monotonic
@@ -19,6 +18,7 @@ from flask_pgmonkey import PGConnectionManager
 from flask_pgmonkey.config import CONNECTION_TYPES
 from flask_pgmonkey.errors import ConfigError
 
+from ..ports import reserve_port
 from ..round_trips import count_round_trips
 from ..servers import PrivateServer
 from .every_type import AsyncCase, errors, sync_and_async, within
@@ -581,8 +581,7 @@ async def test_a_password_shows_in_no_log_error_or_repr(
     planted = "plant3d-s3cret"
     caplog.set_level("DEBUG")
     gate = proxy(private_server.host, private_server.port)
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        free_port = closed.getsockname()[1]
+    free_port = reserve_port()
     seen: list[str] = []
     for settings, server in (
         ({}, {}),
