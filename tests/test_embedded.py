@@ -6,10 +6,10 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import urllib.error
@@ -25,13 +25,30 @@ import psutil
 import psycopg
 import pytest
 
-from flask_pgmonkey.embedded import ROOTS_FOLDER, Account, EmbeddedServerError, start_embedded
+import flask_pgmonkey
+from flask_pgmonkey.embedded import (
+    ROOTS_FOLDER,
+    Account,
+    EmbeddedServerError,
+    find_account,
+    find_binaries,
+    start_embedded,
+)
 from flask_pgmonkey.errors import ConfigError
 
-from .servers import make_open_folder
+from .ports import give_back_port, reserve_port
+from .servers import make_open_folder, servers_below
+from .suite import Suite
 
 IS_ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
+
+# The package's own __init__ imports Flask, which takes longer than what these programs do.
+WITHOUT_FLASK = f"""
+import sys, types
+package = sys.modules["flask_pgmonkey"] = types.ModuleType("flask_pgmonkey")
+package.__path__ = {flask_pgmonkey.__path__!r}
+"""
 
 # Imports all it needs before it becomes the other user, who may not reach this Python.
 PROGRAM = """
@@ -67,7 +84,7 @@ class App:
             environment["PYTHONPATH"] = f"{pythonpath}{os.pathsep}{before}"
         uid = os.geteuid() if account is None else account.uid
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), str(uid)],
+            [sys.executable, "-c", WITHOUT_FLASK + PROGRAM, str(folder), str(uid)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -86,6 +103,11 @@ class App:
             assert line, self.process.stderr.read()
             self._answer = json.loads(line)
         return self._answer
+
+    @property
+    def place(self) -> Path | None:
+        """Where the data directory lies, as far as the app has told."""
+        return Path(self._answer["data"]).parent if self._answer else None
 
     def postmaster(self) -> int:
         """The process id of the server that the app uses."""
@@ -111,8 +133,13 @@ StartApp = Callable[..., App]
 
 
 @pytest.fixture
-def project(open_folder: Path) -> Iterator[Path]:
-    """A project's folder, open to every user, after which no server may be left."""
+def project(request: pytest.FixtureRequest, suite: Suite, open_folder: Path) -> Iterator[Path]:
+    """A project's folder, open to every user, after which no server may be left.
+
+    It has a cluster in ``postgres``, unless the test is about how that is created.
+    """
+    if request.node.get_closest_marker("creates_cluster") is None:
+        suite.copy_cluster(open_folder / "postgres" / "data")
     yield open_folder
     left: list[object] = []
     for process in servers_below(open_folder):
@@ -140,6 +167,8 @@ def start_app() -> Iterator[StartApp]:
         for pipe in (app.process.stdin, app.process.stdout, app.process.stderr):
             assert pipe is not None
             pipe.close()
+        if (place := app.place) is not None and place.parent == ROOTS_FOLDER:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +220,6 @@ def home(project: Path, account: Account | None) -> Path:
     return folder
 
 
-def servers_below(folder: Path) -> list[psutil.Process]:
-    """The server processes with their data below *folder*."""
-    return [
-        process
-        for process in psutil.process_iter(["name", "cmdline"])
-        if process.info["name"] == "postgres"
-        and f"-D {folder}" in " ".join(process.info["cmdline"] or ())
-    ]
-
-
 def wait_until(condition: Callable[[], Any], what: str) -> None:
     deadline = time.monotonic() + 20
     while not condition():
@@ -216,6 +235,7 @@ def assert_stopped(app: App) -> None:
     assert not Path(app.answer()["settings"]["host"]).exists()
 
 
+@pytest.mark.creates_cluster
 def test_the_last_process_to_leave_stops_the_server(
     project: Path, start_app: StartApp, account: Account | None, wheel: Path
 ) -> None:
@@ -232,6 +252,7 @@ def test_the_last_process_to_leave_stops_the_server(
     assert_stopped(second)
 
 
+@pytest.mark.creates_cluster
 def test_the_data_are_there_at_the_next_run(
     project: Path, start_app: StartApp, account: Account | None, wheel: Path
 ) -> None:
@@ -240,12 +261,14 @@ def test_the_data_are_there_at_the_next_run(
     assert start_app(folder, account, wheel).answer()["visits"] == 2
 
 
+@pytest.mark.creates_cluster
 def test_the_log_says_that_it_is_for_development(project: Path, start_app: StartApp) -> None:
     log = start_app(project / "postgres").leave()
     assert "INFO:flask_pgmonkey:Embedded PostgreSQL for development, not for production" in log
     assert log.count("\n") == 1
 
 
+@pytest.mark.creates_cluster
 @pytest.mark.parametrize(
     "name",
     [
@@ -262,6 +285,7 @@ def test_any_path_will_do(project: Path, start_app: StartApp, name: str) -> None
     assert_stopped(app)
 
 
+@pytest.mark.creates_cluster
 def test_a_path_in_an_old_encoding_will_do(project: Path) -> None:
     lines = run_python(
         """
@@ -277,6 +301,7 @@ def test_a_path_in_an_old_encoding_will_do(project: Path) -> None:
     assert lines == ["here"] * 2
 
 
+@pytest.mark.creates_cluster
 def test_two_projects_have_a_server_each(project: Path, start_app: StartApp) -> None:
     one, other = start_app(project / "one"), start_app(project / "other")
     assert one.postmaster() != other.postmaster()
@@ -284,6 +309,7 @@ def test_two_projects_have_a_server_each(project: Path, start_app: StartApp) -> 
     other.connect().close()
 
 
+@pytest.mark.creates_cluster
 def test_two_users_at_once_have_a_server_each(
     project: Path, start_app: StartApp, users: list[Account | None], wheel: Path
 ) -> None:
@@ -324,16 +350,17 @@ def test_a_folder_of_another_user_is_an_error_that_names_it(
 
 @pytest.fixture
 def roots_folder() -> Iterator[Path]:
-    """The folder for root's servers, as it was again afterwards."""
-    had = set(ROOTS_FOLDER.iterdir()) if ROOTS_FOLDER.exists() else None
-    yield ROOTS_FOLDER
-    if had is None:
-        shutil.rmtree(ROOTS_FOLDER)
-    else:
-        for path in set(ROOTS_FOLDER.iterdir()) - had:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """The folder for root's servers, for one test of the machine; its copies of programs go."""
+    with Path(tempfile.gettempdir(), "pgmonkey-test-roots").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        find_binaries(find_account(ROOTS_FOLDER))  # if others need a copy, it is there before
+        had = set(ROOTS_FOLDER.glob("pixeltable*"))
+        yield ROOTS_FOLDER
+        for copy in set(ROOTS_FOLDER.glob("pixeltable*")) - had:
+            shutil.rmtree(copy)
 
 
+@pytest.mark.creates_cluster
 @only_as_root
 def test_root_keeps_the_data_where_the_server_can_reach_them(
     project: Path, roots_folder: Path, start_app: StartApp
@@ -363,6 +390,7 @@ def test_root_copies_programs_that_the_server_cannot_reach(
     assert Path(program).is_relative_to(roots_folder)
 
 
+@pytest.mark.creates_cluster
 @only_as_root
 def test_no_permission_of_a_folder_that_was_there_changes(
     project: Path, roots_folder: Path, start_app: StartApp, wheel: Path
@@ -388,6 +416,7 @@ def test_no_permission_of_a_folder_that_was_there_changes(
     assert permissions() == before
 
 
+@pytest.mark.creates_cluster
 def test_the_data_are_private(project: Path, start_app: StartApp) -> None:
     app = start_app(project / "postgres")
     for private in (app.answer()["data"], app.answer()["settings"]["host"]):
@@ -395,6 +424,7 @@ def test_the_data_are_private(project: Path, start_app: StartApp) -> None:
     assert psutil.Process(app.postmaster()).net_connections("inet") == []
 
 
+@pytest.mark.creates_cluster
 def test_racing_first_starts_make_one_cluster(project: Path, start_app: StartApp) -> None:
     folder = project / "postgres"
     apps = [start_app(folder) for _ in range(5)]
@@ -575,9 +605,9 @@ def test_a_server_of_another_container_is_left_alone(project: Path, start_app: S
 
 
 def test_a_copied_project_has_a_server_of_its_own(project: Path, start_app: StartApp) -> None:
-    original = start_app(project / "original")
+    original = start_app(project / "postgres")
     original.answer()
-    subprocess.run(["cp", "-a", project / "original", project / "copy"], check=True)
+    subprocess.run(["cp", "-a", project / "postgres", project / "copy"], check=True)
     copy = start_app(project / "copy")
     assert copy.answer()["data"] == str(project / "copy" / "data")
     assert copy.answer()["visits"] == 2
@@ -592,16 +622,16 @@ def test_a_copied_project_has_a_server_of_its_own(project: Path, start_app: Star
 def test_a_project_that_was_moved_under_its_running_server_is_an_error_that_says_so(
     project: Path, start_app: StartApp
 ) -> None:
-    killed = start_app(project / "before")
+    killed = start_app(project / "postgres")
     server = killed.postmaster()
     killed.end(signal.SIGKILL)
-    (project / "before").rename(project / "after")
+    (project / "postgres").rename(project / "after")
     (error,) = run_python(START_WITHOUT_PATIENCE, project / "after")
     assert f"The server of {project}/after/data runs already" in error
     assert "before it was moved" in error
 
-    (project / "after").rename(project / "before")
-    heir = start_app(project / "before")
+    (project / "after").rename(project / "postgres")
+    heir = start_app(project / "postgres")
     assert heir.postmaster() == server
     heir.leave()
     assert_stopped(heir)
@@ -712,6 +742,7 @@ def test_what_the_environment_says_for_other_servers_does_not_count(
                 assert conn.execute("SHOW data_directory").fetchone() == (app.answer()["data"],)
 
 
+@pytest.mark.creates_cluster
 def test_ctrl_c_while_it_starts_leaves_nothing_behind(project: Path, start_app: StartApp) -> None:
     folder = project / "postgres"
     interrupted = start_app(folder)
@@ -727,6 +758,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing_behind(project: Path, start_app: 
     assert start_app(folder).answer()["visits"] >= 1
 
 
+@pytest.mark.creates_cluster
 def test_a_kill_in_the_middle_of_initdb_is_made_good(project: Path, start_app: StartApp) -> None:
     folder = project / "postgres"
     killed = start_app(folder)
@@ -775,8 +807,9 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(project: Path) -
 
 def run_python(source: str, *arguments: object, inside: Sequence[str] = ()) -> list[str]:
     """Run a program to its end and return the lines that it printed."""
+    program = WITHOUT_FLASK + textwrap.dedent(source)
     done = subprocess.run(
-        [*inside, sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
+        [*inside, sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -850,8 +883,7 @@ class WebServer:
     """A web server with an app of the project's folder, in a process group of its own."""
 
     def __init__(self, project: Path, *command: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = reserve_port()
         command = tuple(word.replace("PORT", str(self.port)) for word in command)
         self._log = project / "web.log"
         with self._log.open("w") as log:
@@ -886,6 +918,8 @@ class WebServer:
 @pytest.fixture
 def serve(project: Path) -> Iterator[Callable[..., WebServer]]:
     """Starts web servers; the arguments are the words of ``python -m``."""
+    (project / "instance").mkdir()
+    (project / "postgres").rename(project / "instance" / "postgres")
     servers = []
 
     def start(*command: str) -> WebServer:
@@ -897,6 +931,7 @@ def serve(project: Path) -> Iterator[Callable[..., WebServer]]:
         if server.process.poll() is None:
             os.killpg(server.process.pid, signal.SIGKILL)
             server.process.wait(20)
+        give_back_port(server.port)
 
 
 def test_the_reloader_and_ctrl_c(project: Path, serve: Callable[..., WebServer]) -> None:

@@ -15,6 +15,7 @@ import yaml
 from flask_pgmonkey.embedded import find_binaries
 
 from ..servers import PrivateServer
+from ..suite import Suite
 from .conftest import RunFlask
 
 SHOW_PSQLS_COMMAND_LINE = r"\! ps -o args= -p $PPID"
@@ -121,9 +122,10 @@ def test_a_missing_psql_is_named_with_where_to_get_it(
 
 
 def test_the_embedded_server_runs_as_long_as_psql_and_no_longer(
-    run_flask: RunFlask, tmp_path: Path, path: str
+    run_flask: RunFlask, suite: Suite, open_folder: Path, tmp_path: Path, path: str
 ) -> None:
-    instance = tmp_path / "instance"
+    instance = open_folder / "instance"
+    suite.copy_cluster(instance / "postgres" / "data")
     (tmp_path / "app.py").write_text(
         "from flask import Flask\n"
         "from flask_pgmonkey import PGMonkey\n"

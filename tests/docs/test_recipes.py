@@ -126,14 +126,14 @@ def test_first_view_answers_users(
         recipe.db.clear_cache()
 
 
-def test_shop_runs_in_an_empty_folder(tmp_path: Path) -> None:
-    (tmp_path / "shop.py").write_text((RECIPES / "shop.py").read_text())
+def test_shop_runs_in_an_empty_folder(open_folder: Path) -> None:
+    (open_folder / "shop.py").write_text((RECIPES / "shop.py").read_text())
     get_users = "import shop; print(shop.app.test_client().get('/users').text)"
     init_db = ["-m", "flask", "--app", "shop", "init-db"]
     runs = [
         subprocess.run(
             [sys.executable, "-W", "error", *arguments],
-            cwd=tmp_path,
+            cwd=open_folder,
             capture_output=True,
             text=True,
             timeout=120,

@@ -16,6 +16,7 @@ from flask import Flask
 from flask_pgmonkey import ConfigError, PGMonkey
 
 from ..servers import Server
+from ..suite import Suite
 from .conftest import MakeSite, Site
 
 NOWHERE = {"connection_settings": {"host": "127.0.0.1", "port": 1, "dbname": "none"}}
@@ -140,17 +141,16 @@ def test_environment_references_need_not_be_set_before_the_first_use(
         db.fetch_value("SELECT 1")
 
 
-def test_embedded_starts_a_server_in_the_instance_folder(tmp_path: Path) -> None:
+def test_embedded_starts_a_server_in_the_instance_folder(open_folder: Path) -> None:
     program = f"""
         from flask import Flask
         from flask_pgmonkey import PGMonkey
 
-        app = Flask("tests", instance_path={str(tmp_path / "instance")!r})
+        app = Flask("tests", instance_path={str(open_folder / "instance")!r})
         db = PGMonkey(app, config="embedded")
         with app.app_context():
             print(db.fetch_value("SHOW server_version"))
     """
-    tmp_path.chmod(0o755)
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program)],
         capture_output=True,
@@ -162,8 +162,9 @@ def test_embedded_starts_a_server_in_the_instance_folder(tmp_path: Path) -> None
 
 
 def test_an_embedded_server_that_was_lost_is_started_again_while_the_app_runs(
-    open_folder: Path,
+    suite: Suite, open_folder: Path
 ) -> None:
+    suite.copy_cluster(open_folder / "postgres" / "data")
     program = f"""
         import os, psycopg, shutil, signal, time
         from pathlib import Path
