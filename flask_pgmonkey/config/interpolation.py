@@ -212,10 +212,12 @@ class References:
             )
 
     def _read_variable(self, variable: str, path: KeyPath, default: str | None = None) -> str:
-        value = os.environ.get(variable, default)
-        if value is None:
-            raise self._error(path, f"the environment variable {variable} is not set")
-        return value
+        value = os.environ.get(variable)
+        if value is not None:
+            return value.rstrip("\r\n")  # As of a file: what wrote it may have ended the line.
+        if default is not None:
+            return default
+        raise self._error(path, f"the environment variable {variable} is not set")
 
     def _read_file(self, file: Path, path: KeyPath) -> str:
         try:

@@ -32,6 +32,9 @@ _SECRET_WORDS = ("token", "secret", "credential", "passw")
 # A URI with a password, or a connection string with one, under a key that promises neither.
 _WITHIN_TEXT = r"(?i)://[^\s/]*:\S*@|passw\w*\s*="
 
+# A word of `options` as the server splits them: at spaces without a backslash before.
+_WORD_OF_OPTIONS = r"(?s)(?:\\.|[^ \t\n\r\f\v\\])+"
+
 
 def is_secret_key(key: object) -> bool:
     """Whether values under *key* are secrets: passwords, keys, certificates, tokens and URIs."""
@@ -46,11 +49,29 @@ def is_literal_secret_key(key: object) -> bool:
     return is_secret_key(key) and str(key).lower() not in _SECRET_PATHS
 
 
+def holds_literal_secret(key: object, value: object) -> bool:
+    """Whether *value*, which stands under *key*, is a secret itself or holds one in ``options``."""
+    if is_literal_secret_key(key):
+        return True
+    return key == "options" and isinstance(value, str) and redacted_options(value) != value
+
+
+def redacted_options(options: str) -> str:
+    """Command line options of the server, such as ``-c name=value``, without secrets."""
+
+    def redacted(word: re.Match[str]) -> str:
+        name, equals, _ = re.sub(r"(?s)\\(.)", r"\1", word[0]).partition("=")
+        return f"{name}={REDACTED}" if equals and is_secret_key(name) else word[0]
+
+    return re.sub(_WORD_OF_OPTIONS, redacted, options)
+
+
 def redact_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A deep copy of *config* in which ``***REDACTED***`` stands for each secret.
 
     All that a secret key holds is replaced, a mapping or a list as a whole, and so is any text
-    that contains a URI or a connection string with a password. Empty values stay as they are.
+    that contains a URI or a connection string with a password. Of ``options`` the secret settings
+    are replaced. Empty values stay as they are.
 
     :raises ConfigError: if *config* is not a mapping or nests deeper than 100 levels.
     """
@@ -70,7 +91,9 @@ def redacted_value(key: object, value: Any, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         return [redacted_value(key, item, depth + 1) for item in value]
     if isinstance(value, str):
-        return REDACTED if re.search(_WITHIN_TEXT, value) else value
+        if re.search(_WITHIN_TEXT, value):
+            return REDACTED
+        return redacted_options(value) if key == "options" else value
     return copy.deepcopy(value)
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from ..errors import ConfigError
 from .libpq import ENVIRONMENT_VARIABLES
-from .redaction import is_literal_secret_key
+from .redaction import holds_literal_secret, is_literal_secret_key
 from .values import Setting, uri_options
 
 _CONNECTION_SECTION = re.compile(r"(^connection_settings:\n(?:(?:  .*)?\n)*)", re.MULTILINE)
@@ -49,8 +49,8 @@ def template_from_uri(uri: str) -> tuple[str, list[str]]:
     options = uri_options(Setting("the URI", uri, ""))
     variables = {
         keyword: ENVIRONMENT_VARIABLES.get(keyword, f"PG{keyword.upper()}")
-        for keyword in options
-        if is_literal_secret_key(keyword)
+        for keyword, value in options.items()
+        if holds_literal_secret(keyword, value)
     }
     values = {
         keyword: _from_env(variables[keyword])

@@ -285,7 +285,7 @@ def connection_option(setting: Setting, keyword: str) -> str:
 
 def uri_options(setting: Setting) -> dict[str, str]:
     """Split a URI and check its options; no error shows any part of it."""
-    uri = text(setting)
+    uri = text(setting).rstrip("\r\n")  # What read it from a file or variable may have kept one.
     if not uri.startswith(URI_SCHEMES):
         raise ConfigError(f"{setting.place} must begin with {URI_SCHEMES[0]}.")
     options = parse_uri(uri)
@@ -312,7 +312,7 @@ def check_keys(config: Mapping[str, Any], origin: str) -> dict[str, dict[str, An
     :raises ConfigError: for an unknown or misplaced key, or a section that is not a mapping.
     """
     for key in config:
-        if key not in SECTIONS and key != "connection_type":
+        if key not in SECTIONS and key != "connection_type" and not _is_for_anchors(key):
             raise ConfigError(_unknown_key(origin, None, key))
     sections = {}
     for section in SECTIONS:
@@ -327,6 +327,10 @@ def check_keys(config: Mapping[str, Any], origin: str) -> dict[str, dict[str, An
                 raise ConfigError(_unknown_key(origin, section, key))
         sections[section] = {k: v for k, v in (content or {}).items() if v is not None}
     return sections
+
+
+def _is_for_anchors(key: object) -> bool:
+    return isinstance(key, str) and key.startswith("x-")
 
 
 def _belongs(key: object, section: str) -> bool:
@@ -353,6 +357,11 @@ def _unknown_key(origin: str, section: str | None, key: object) -> str:
         return f"{place} is not a known key; did you mean {nearest}?"
     if section == "connection_settings":
         return f"{place} is not a known key; settings of the server belong in sync_settings."
+    if section is None:
+        return (
+            f"{place} is not a known key; known are {', '.join(known)}, and any that begins "
+            "with x-, for YAML anchors."
+        )
     return f"{place} is not a known key; known are {', '.join(known)}."
 
 

@@ -17,7 +17,7 @@ import yaml
 from ..errors import ConfigError
 from .interpolation import KeyPath, References, dotted, looks_like_reference
 from .libpq import URI_SCHEMES, is_connection_string, parse_uri
-from .redaction import is_literal_secret_key
+from .redaction import holds_literal_secret
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -234,7 +234,11 @@ def _literal_secrets(config: object, seen: set[int]) -> Iterator[str]:
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _literal_secrets(value, seen)
-        elif value in (None, "") or looks_like_reference(value) or not is_literal_secret_key(key):
+        elif (
+            value in (None, "")
+            or looks_like_reference(value)
+            or not holds_literal_secret(key, value)
+        ):
             continue
         elif key == "uri":
             if "password" in (parse_uri(str(value)) or {}):

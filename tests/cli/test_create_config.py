@@ -182,6 +182,17 @@ def test_the_password_of_a_uri_goes_into_a_reference(
     }
 
 
+def test_options_with_a_secret_go_into_a_reference(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = create(path, "--uri", "postgresql://db/shop?options=-c%20app.token%3Dhunter2")
+    assert "PGOPTIONS" in result.stderr
+    assert "hunter2" not in path.read_text() + result.output
+    monkeypatch.setenv("PGOPTIONS", "-c app.token=rotated")
+    settings = read_config(path, resolve_env=True).connect_kwargs()
+    assert settings["options"] == "-c app.token=rotated"
+
+
 def test_a_uri_without_a_password_needs_no_references(path: Path) -> None:
     result = create(path, "--uri", "postgresql://app@db/sh$%7Bop%7D")
     assert result.stderr == f"Wrote {path}.\n"

@@ -121,11 +121,12 @@ def test_no_secret_shows(path: Path, monkeypatch: pytest.MonkeyPatch, options: l
         """
     )
     monkeypatch.setenv("SECRET", "hunter2-oauth")
+    monkeypatch.setenv("PGOPTIONS", "-c app.token=hunter2-options")
     monkeypatch.setenv("PGPASSWORD", "hunter2-environment")
     result = show("--config", path, "--resolve-env", *options)
     assert result.exit_code == 0
     assert "hunter2" not in result.output
-    assert result.stdout.count("***REDACTED***") == 5
+    assert result.stdout.count("***REDACTED***") == 6
 
 
 def test_the_password_of_the_environment_is_listed(

@@ -110,6 +110,18 @@ def test_a_file_gives_its_content_without_the_newline_at_its_end(
     assert resolve_env_vars({"password": {"from_file": "secret"}}) == {"password": value}
 
 
+@pytest.mark.parametrize(
+    ("content", "value"), [("pw\n", "pw"), ("pw\r\n", "pw"), (" p w ", " p w "), ("\n", "")]
+)
+def test_a_variable_gives_its_value_without_the_newline_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, content: str, value: str
+) -> None:
+    monkeypatch.setenv("SECRET", content)
+    for written in ({"from_env": "SECRET"}, "${SECRET}"):
+        assert resolve_env_vars({"password": written}) == {"password": value}
+    assert resolve_env_vars({"a": "${SECRET}@${HOST}"}) == {"a": f"{value}@db.example"}
+
+
 def test_a_file_is_relative_to_the_folder_of_its_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

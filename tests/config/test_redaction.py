@@ -60,6 +60,26 @@ def test_a_connection_string_is_redacted_under_any_key(text: str) -> None:
     assert "hunter2" not in json.dumps(redact_config(config))
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ("-c search_path=shop -c lock_timeout=5s", None),
+        ("-c app.token=hunter2", "-c app.token=***REDACTED***"),
+        ("-capp.token=hunter2 -c a=b", "-capp.token=***REDACTED*** -c a=b"),
+        ("--app.api-token=hunter2", "--app.api-token=***REDACTED***"),
+        (r"-c app.token=hun\ ter2 -c a=b", "-c app.token=***REDACTED*** -c a=b"),
+        (r"-c app.to\ken=hunter2", "-c app.token=***REDACTED***"),
+        ("-c app.token=hun\u00a0ter2", "-c app.token=***REDACTED***"),
+        ("-c app.dsn=postgresql://u:hunter2@h/d", "***REDACTED***"),
+        ("-c app.token", None),
+        ("\\", None),
+    ],
+)
+def test_options_show_without_the_settings_that_are_secret(options: str, shown: str | None) -> None:
+    config = {"connection_settings": {"options": options}}
+    assert redact_config(config) == {"connection_settings": {"options": shown or options}}
+
+
 def test_the_copy_is_deep() -> None:
     config: dict[str, Any] = {"a": {"b": [1, {"c": 2}]}}
     copied = redact_config(config)

@@ -395,6 +395,11 @@ def test_different_references_are_different_content(
     assert read_config(again, resolve_env=True).key == keys[0]
 
 
+def test_a_uri_may_end_with_a_line_break() -> None:
+    config = read_config("postgresql://app@db/shop\n")
+    assert config.connect_kwargs()["dbname"] == "shop"
+
+
 def test_a_uri_may_contain_references(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_PASSWORD", "one")
     uri = "postgresql://app:${DB_PASSWORD}@db/shop?connect_timeout=9"

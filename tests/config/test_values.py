@@ -181,6 +181,8 @@ def test_a_connection_value_that_cannot_work_is_an_error(
         ({"connection_settings": {"statement_timeout": 5}}, "belong in sync_settings"),
         ({"pool_settings": {"maxsize": 5}}, "did you mean max_size?"),
         ({"pool_settings": {"zzz": 5}}, "known are min_size"),
+        ({"common": {}}, "known are connection_type, connection_settings"),
+        ({"common": {}}, "any that begins with x-, for YAML anchors"),
         ({"sync_settings": {"a; DROP TABLE b": 1}}, "not a name"),
         ({"sync_settings": {"": 1}}, "not a name"),
         ({5: 1}, "not a name"),

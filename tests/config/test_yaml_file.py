@@ -271,3 +271,33 @@ def test_a_mapping_that_contains_itself_is_searched_for_secrets_once(
     write(path, "a: &a\n  b: *a\n  password: hunter2\n", 0o644)
     assert load_config(path)["a"]["password"] == "hunter2"
     assert caplog.text.count("chmod 600") == 1
+
+
+def test_a_key_that_begins_with_x_is_a_place_for_anchors(path: Path) -> None:
+    write(
+        path,
+        """
+        x-pool: &pool {max_size: 20, timeout: 2}
+        x-anything: [1]
+        pool_settings: *pool
+        async_pool_settings: {<<: *pool, timeout: 3}
+        """,
+    )
+    config = read_config(path)
+    assert (config.pool.max_size, config.pool.timeout) == (20, 2)
+    assert (config.async_pool.max_size, config.async_pool.timeout) == (20, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_secret"),
+    [
+        ("x-login: {password: hunter2}", True),
+        ("connection_settings: {options: -c app.token=hunter2}", True),
+        ("connection_settings: {options: -c search_path=shop}", False),
+    ],
+)
+def test_a_secret_in_an_unusual_place_counts_for_the_files_permissions(
+    path: Path, caplog: pytest.LogCaptureFixture, text: str, is_secret: bool
+) -> None:
+    load_config(write(path, text, 0o644))
+    assert ("holds a password and others may read it" in caplog.text) is is_secret
