@@ -14,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from ..config.libpq import ENVIRONMENT_VARIABLES, KEYWORDS
 from ..config.redaction import is_secret_key
+from ..config.values import TCP_DEFAULTS
 from .errors import WorkFailed
 from .targets import Target, database_options
 
@@ -65,6 +66,8 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, str], dict[st
     """
     variables, rest = {}, {}
     for keyword, value in settings.items():
+        if TCP_DEFAULTS.get(keyword) == value:
+            continue  # Not worth a --dbname, beside which a name after -- would be the user's.
         if keyword in ENVIRONMENT_VARIABLES:
             variables[ENVIRONMENT_VARIABLES[keyword]] = str(value)
         elif is_secret_key(keyword):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -105,3 +106,10 @@ def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:
         if options.get(_LAST_CHECKED, _ITS_VALUES[0]) not in _ITS_VALUES:
             objection = f'invalid {_LAST_CHECKED} value: "{options[_LAST_CHECKED]}"'
     return effective, objection
+
+
+def uses_tcp(effective: Mapping[str, str]) -> bool:
+    """Whether libpq would reach any of the hosts of :func:`effective_options` over TCP."""
+    hosts = (effective.get("hostaddr") or effective.get("host", "")).split(",")
+    # Without a host it is a socket, but for Windows. An abstract socket begins with @.
+    return any(host[:1] not in ("/", "@") if host else os.name == "nt" for host in hosts)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
-from .libpq import ENVIRONMENT_VARIABLES, effective_options
+from .libpq import ENVIRONMENT_VARIABLES, effective_options, uses_tcp
 from .redaction import redacted_value
 from .unresolved import ConfigSource, UnresolvedConfig, read_unresolved
 from .values import (
@@ -20,6 +20,7 @@ from .values import (
     CONNECTION_TYPES,
     POOL_KEYS,
     PSYCOPG_KEYS,
+    TCP_DEFAULTS,
     PoolSettings,
     connection_option,
     server_setting,
@@ -181,6 +182,7 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
     connection = _connection_settings(unresolved)
     effective = _accepted_by_libpq(connection, unresolved) if unresolved.is_whole else {}
     from_elsewhere = effective.keys() - connection.options()
+    defaults = CONNECTION_DEFAULTS | (TCP_DEFAULTS if uses_tcp(effective) else {})
     content = (
         connection_type,
         connection.autocommit,
@@ -199,7 +201,7 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         key=blake2b(repr(content).encode(), digest_size=16, key=_KEY_SALT).hexdigest(),
         target=_target(effective),
         unresolved=unresolved,
-        _defaults={k: v for k, v in CONNECTION_DEFAULTS.items() if k not in from_elsewhere},
+        _defaults={k: v for k, v in defaults.items() if k not in from_elsewhere},
         _seen_variables=seen,
     )
 

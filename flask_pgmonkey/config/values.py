@@ -216,6 +216,15 @@ CONNECTION_KEYS = KEYWORDS | PSYCOPG_KEYS.keys() | {"uri"}
 #: What holds where neither the config, the environment nor the service says anything.
 CONNECTION_DEFAULTS = {"connect_timeout": "3"}
 
+#: The same over TCP, so that a server that is gone is noticed within a minute. With the operating
+#: system's own values a query waits for hours, or for ever. Milliseconds for the last.
+TCP_DEFAULTS = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+
 
 def _key(default: Any, read: Callable[[Setting], Any], ours: bool = False) -> Any:
     return field(default=default, metadata={"read": read, "ours": ours})

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from flask_pgmonkey.cli import pgmonkey
 from flask_pgmonkey.config import PoolSettings, load_config, read_config
-from flask_pgmonkey.config.values import POOL_KEYS, SECTIONS
+from flask_pgmonkey.config.values import POOL_KEYS, SECTIONS, TCP_DEFAULTS
 
 
 @pytest.fixture(autouse=True)
@@ -179,6 +179,7 @@ def test_the_password_of_a_uri_goes_into_a_reference(
         "dbname": "sh${op}",
         "application_name": '"a" #b\ncé',
         "connect_timeout": "3",
+        **TCP_DEFAULTS,
     }
 
 

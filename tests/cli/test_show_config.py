@@ -61,6 +61,8 @@ def test_each_value_shows_with_its_origin(
         "connection_settings.dbname": ("app", "libpq default"),
         "connection_settings.sslmode": ("prefer", "libpq default"),
         "connection_settings.connect_timeout": ("3", "default"),
+        "connection_settings.keepalives_idle": ("30", "default"),
+        "connection_settings.tcp_user_timeout": ("30000", "default"),
         "pool_settings.max_size": (20, "file"),
         "pool_settings.min_size": (1, "default"),
         "async_pool_settings.timeout": (5.0, "default"),

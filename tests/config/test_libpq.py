@@ -118,7 +118,7 @@ def test_the_environment_and_the_service_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     services = tmp_path / "services.conf"
-    services.write_text("[shop]\nhost=db.example\nport=77\nconnect_timeout=9\n")
+    services.write_text("[shop]\nhost=db.example\nport=77\nconnect_timeout=9\ntcp_user_timeout=8\n")
     monkeypatch.setenv("PGSERVICEFILE", str(services))
     monkeypatch.setenv("PGDATABASE", "orders")
     effective, objection = effective_options({"service": "shop", "port": "78", "user": "app"})
@@ -129,6 +129,8 @@ def test_the_environment_and_the_service_count(
     config = read_config({"connection_settings": {"service": "shop", "user": "app"}})
     assert config.target == "app@db.example:77/orders"
     assert "connect_timeout" not in config.connect_kwargs()
+    assert "tcp_user_timeout" not in config.connect_kwargs()
+    assert config.connect_kwargs()["keepalives_idle"] == "30"
 
 
 def test_a_bad_value_in_the_environment_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

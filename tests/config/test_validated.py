@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,10 @@ import yaml
 
 from flask_pgmonkey.config import ConfigSource, PoolSettings, check_config, read_config
 from flask_pgmonkey.config.libpq import KEYWORDS
+from flask_pgmonkey.config.values import TCP_DEFAULTS
 from flask_pgmonkey.errors import ConfigError, EnvInterpolationError
+
+from ..servers import PrivateServer
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +59,7 @@ def test_the_source_is_a_file_a_mapping_or_a_uri(folder: Path) -> None:
             "port": "77",
             "dbname": "shop",
             "connect_timeout": "3",
+            **TCP_DEFAULTS,
         }
         assert config.target == "app@db:77/shop"
         assert config.connection_type == "normal"
@@ -116,6 +121,7 @@ def test_another_host_overrides_the_hosts_of_a_uri_without_ports(
         "host": "x",
         "dbname": "shop",
         "connect_timeout": "3",
+        **TCP_DEFAULTS,
     }
     settings.pop("host")
     config = read_config({"connection_settings": settings}, resolve_env=True)
@@ -138,6 +144,61 @@ def test_the_default_timeout_gives_way_to_the_environment(monkeypatch: pytest.Mo
     assert read_config({"connection_settings": {"connect_timeout": 4}}).connect_kwargs() == {
         "connect_timeout": "4"
     }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"host": "db"},
+        {"host": "/run/pg,db"},
+        {"hostaddr": "::1"},
+        {"host": "/run/pg", "hostaddr": "127.0.0.1"},
+        {"uri": "postgresql://db/shop"},
+    ],
+)
+def test_over_tcp_a_dead_server_is_noticed(settings: dict[str, Any]) -> None:
+    kwargs = read_config({"connection_settings": settings}).connect_kwargs()
+    assert {keyword: kwargs[keyword] for keyword in TCP_DEFAULTS} == {
+        "keepalives_idle": "30",
+        "keepalives_interval": "10",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "30000",
+    }
+    own = dict.fromkeys(TCP_DEFAULTS, 0)
+    kwargs = read_config({"connection_settings": {**settings, **own}}).connect_kwargs()
+    assert {kwargs[keyword] for keyword in TCP_DEFAULTS} == {"0"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"host": "/run/pg"}, {"host": "@abstract,/run/pg"}])
+def test_a_socket_has_no_defaults_of_tcp(settings: dict[str, Any]) -> None:
+    kwargs = read_config({"connection_settings": settings}).connect_kwargs()
+    assert kwargs.keys().isdisjoint(TCP_DEFAULTS)
+
+
+def test_the_environment_may_lead_to_tcp_and_away_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGHOST", "db")
+    assert read_config({}).connect_kwargs().keys() > TCP_DEFAULTS.keys()
+    monkeypatch.setenv("PGHOST", "/run/pg")
+    assert read_config({}).connect_kwargs().keys().isdisjoint(TCP_DEFAULTS)
+
+
+def test_the_defaults_of_tcp_arrive_at_the_socket(private_server: PrivateServer) -> None:
+    config = read_config({"connection_settings": private_server.settings()})
+    with psycopg.connect(**config.connect_kwargs()) as connection:
+        with socket.socket(fileno=os.dup(connection.pgconn.socket)) as own:
+            options = {
+                name: own.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+                for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+                if hasattr(socket, name)
+            }
+    expected = {
+        "TCP_KEEPIDLE": 30,
+        "TCP_KEEPINTVL": 10,
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 30000,
+    }
+    assert options == {name: expected[name] for name in options}
+    assert options
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flask_pgmonkey.config import PoolSettings, read_config
-from flask_pgmonkey.config.values import CONNECTION_DEFAULTS
+from flask_pgmonkey.config.values import CONNECTION_DEFAULTS, TCP_DEFAULTS
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
@@ -43,7 +43,7 @@ def test_the_pool_table_has_every_key_with_its_default() -> None:
 
 def test_the_connection_table_has_our_defaults() -> None:
     rows = rows_of("`connection_settings`")
-    for key, default in CONNECTION_DEFAULTS.items():
+    for key, default in {**CONNECTION_DEFAULTS, **TCP_DEFAULTS}.items():
         assert rows[key][1].startswith(f"{default},")
 
 
