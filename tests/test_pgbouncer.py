@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -103,6 +104,33 @@ def test_a_restarted_pgbouncer_is_found_again(bouncer: Bouncer) -> None:
     bouncer.start()
     assert db.fetch_value("SELECT 2") == 2
     db.close()
+
+
+def test_settings_that_it_would_lose_are_warned_of_once(
+    bouncer: Bouncer, private_server: PrivateServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"sync_settings": {"lock_timeout": "5s"}, "async_settings": {"lock_timeout": "5s"}}
+    direct = {"connection_settings": private_server.settings(), **settings}
+    pooled = {"connection_settings": bouncer.settings(), **settings}
+    manager = PGConnectionManager()
+
+    async def connect() -> None:
+        connection = await manager.get_database_connection_from_dict(pooled, "async")
+        await connection.disconnect()
+
+    manager.get_database_connection_from_dict(direct, "pool")
+    assert caplog.messages == []
+    for connection_type in ("normal", "pool"):
+        manager.get_database_connection_from_dict(pooled, connection_type)
+    manager.clear_cache()
+    asyncio.run(connect())
+
+    assert [message.partition(" get lost")[0][-14:] for message in caplog.messages] == [
+        " sync_settings",
+        "async_settings",
+    ]
+    assert all("ALTER ROLE … SET" in message for message in caplog.messages)
+    assert all("connection_settings.options" in message for message in caplog.messages)
 
 
 def test_a_pgbouncer_that_is_full_is_waited_for(

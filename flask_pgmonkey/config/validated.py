@@ -42,6 +42,8 @@ class Config:
     :ivar pool: settings of the type ``pool``.
     :ivar async_pool: settings of the type ``async_pool``.
     :ivar autocommit: whether each statement is a transaction of its own.
+    :ivar prepared_max: how many prepared statements psycopg keeps on a connection; None is as many
+        as it does by itself.
     :ivar key: equal for equal content, wherever it came from, within one process. A secret that
         is a reference counts as that reference, so its rotation leaves the key as it is.
     :ivar target: ``user@host:port/dbname`` for logs, with libpq's defaults filled in.
@@ -55,6 +57,7 @@ class Config:
     pool: PoolSettings
     async_pool: PoolSettings
     autocommit: bool
+    prepared_max: int | None
     key: str
     target: str
     unresolved: UnresolvedConfig
@@ -64,6 +67,8 @@ class Config:
 
     def connect_kwargs(self) -> dict[str, Any]:
         """Fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
+
+        (And without ``prepared_max``, which is an attribute of what it gives.)
 
         References are resolved anew, so that a rotated secret serves the next connection. Blocks
         while :attr:`find_server` does.
@@ -150,12 +155,13 @@ class ConnectionSettings(NamedTuple):
 
     :param from_uri: the options that ``uri`` gives.
     :param own: the options that have a key of their own and override those of the URI.
-    :param of_psycopg: what else is given of psycopg's own arguments.
+    :param of_psycopg: what else is given of the arguments of :func:`psycopg.connect`.
     """
 
     from_uri: dict[str, str]
     own: dict[str, str]
     autocommit: bool
+    prepared_max: int | None
     of_psycopg: dict[str, Any]
 
     def __repr__(self) -> str:
@@ -186,6 +192,7 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
     content = (
         connection_type,
         connection.autocommit,
+        connection.prepared_max,
         connection.of_psycopg,
         astuple(pool),
         astuple(async_pool),
@@ -198,6 +205,7 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         pool=pool,
         async_pool=async_pool,
         autocommit=connection.autocommit,
+        prepared_max=connection.prepared_max,
         key=blake2b(repr(content).encode(), digest_size=16, key=_KEY_SALT).hexdigest(),
         target=_target(effective),
         unresolved=unresolved,
@@ -259,6 +267,7 @@ def _connection_settings(unresolved: UnresolvedConfig) -> ConnectionSettings:
         from_uri=from_uri,
         own=own,
         autocommit=of_psycopg.pop("autocommit", False),
+        prepared_max=of_psycopg.pop("prepared_max", None),
         of_psycopg=of_psycopg,
     )
 

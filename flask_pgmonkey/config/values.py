@@ -210,6 +210,7 @@ _LIBPQ_KEYS: dict[str, Callable[[Setting], str]] = {
 PSYCOPG_KEYS: dict[str, Callable[[Setting], Any]] = {
     "autocommit": switch,
     "prepare_threshold": executions_or_off,
+    "prepared_max": partial(whole_number, least=1),
 }
 CONNECTION_KEYS = KEYWORDS | PSYCOPG_KEYS.keys() | {"uri"}
 

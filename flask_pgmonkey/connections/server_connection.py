@@ -23,6 +23,7 @@ from .server_connection_base import (
     require_idle,
     set_all,
     set_plain_attributes,
+    warn_of_pooler,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         )
         try:
             conn.server_cursor_factory = ServerCursor
+            if config.prepared_max is not None:
+                conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener)
             if settings := config.sync_settings:
                 conn._apply(config, settings)
@@ -86,7 +89,8 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
 
     def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
         try:
-            self.execute(*set_all(settings), prepare=False)
+            cursor = self.execute(*set_all(settings), prepare=False)
+            warn_of_pooler(config, "sync_settings", self, cursor.pgresult)
         except psycopg.DatabaseError as error:
             for name, value in settings.items():
                 try:

@@ -22,6 +22,7 @@ from .server_connection_base import (
     require_idle,
     set_all,
     set_plain_attributes,
+    warn_of_pooler,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         )
         try:
             conn.server_cursor_factory = AsyncServerCursor
+            if config.prepared_max is not None:
+                conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener)
             if settings := config.async_settings:
                 await conn._apply(config, settings)
@@ -77,7 +80,8 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
 
     async def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
         try:
-            await self.execute(*set_all(settings), prepare=False)
+            cursor = await self.execute(*set_all(settings), prepare=False)
+            warn_of_pooler(config, "async_settings", self, cursor.pgresult)
         except psycopg.DatabaseError as error:
             for name, value in settings.items():
                 try:

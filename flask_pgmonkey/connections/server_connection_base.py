@@ -7,8 +7,10 @@ what a borrower changed.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
@@ -20,10 +22,12 @@ from ..config import Config, is_secret_key
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from psycopg.pq.abc import PGconn
+    from psycopg.pq.abc import PGconn, PGresult
 
     from .protocols import AnyConnection
     from .record import ConnectionRecord
+
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 Configure = Callable[[Any], "Awaitable[None] | None"]
 """Called with every new psycopg connection; may return an awaitable for async connections."""
@@ -39,6 +43,7 @@ CLEAR_SESSION = (
 
 _SELECT = sql.SQL("SELECT ")
 _SET_ONE = sql.SQL("pg_catalog.set_config(%s, %s, false)")
+_WHO_ANSWERS = sql.SQL(", pg_catalog.pg_backend_pid()")
 
 _PLAIN_ATTRIBUTES = (
     "prepare_threshold", "prepared_max", "row_factory", "cursor_factory", "server_cursor_factory",
@@ -72,9 +77,35 @@ class BaseServerConnection(BaseConnection[Any]):
 
 
 def set_all(settings: Mapping[str, str]) -> tuple[sql.Composed, list[str]]:
-    """The query, and its parameters, that applies server settings to a session."""
+    """The query, and its parameters, that applies server settings to a session.
+
+    Its last column is the process that answers, for :func:`warn_of_pooler`.
+    """
     calls = sql.SQL(", ").join([_SET_ONE] * len(settings))
-    return _SELECT + calls, [part for item in settings.items() for part in item]
+    return _SELECT + calls + _WHO_ANSWERS, [part for item in settings.items() for part in item]
+
+
+def warn_of_pooler(
+    config: Config, section: str, conn: AnyConnection, result: PGresult | None
+) -> None:
+    """Log, once for each server, that another process answers than libpq has connected to.
+
+    :param result: that of :func:`set_all`'s query.
+    """
+    answering = result.get_value(0, result.nfields - 1) if result is not None else None
+    if answering is not None and int(answering) != conn.pgconn.backend_pid:
+        _warn_of_pooler(config.target, section)
+
+
+@cache
+def _warn_of_pooler(target: str, section: str) -> None:
+    logger.warning(
+        "Between this app and %s stands a pooler such as PgBouncer. Unless it pools whole sessions,"
+        " %s get lost there and reach its other clients: set them with ALTER ROLE … SET, or in"
+        " connection_settings.options as far as the pooler passes that on.",
+        target,
+        section,
+    )
 
 
 def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoReturn:

@@ -128,13 +128,16 @@ def test_another_host_overrides_the_hosts_of_a_uri_without_ports(
     assert config.target == "app@h1,h2/shop"
 
 
-def test_the_arguments_are_fresh_at_each_call_and_leave_autocommit_out() -> None:
-    config = read_config({"connection_settings": {"autocommit": "on", "prepare_threshold": "7"}})
+def test_the_arguments_are_fresh_at_each_call_and_leave_out_what_is_none() -> None:
+    config = read_config(
+        {"connection_settings": {"autocommit": "on", "prepare_threshold": "7", "prepared_max": "9"}}
+    )
     kwargs = config.connect_kwargs()
     assert kwargs == {"prepare_threshold": 7, "connect_timeout": "3"}
     kwargs.clear()
     assert config.connect_kwargs() == {"prepare_threshold": 7, "connect_timeout": "3"}
     assert config.autocommit is True
+    assert config.prepared_max == 9
 
 
 def test_the_default_timeout_gives_way_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +299,7 @@ DIFFERENT: list[Any] = [
     {"connection_settings": {"password": "b"}},
     {"connection_settings": {"autocommit": True}},
     {"connection_settings": {"prepare_threshold": 1}},
+    {"connection_settings": {"prepared_max": 1}},
     {"pool_settings": {"max_size": 11}},
     {"async_pool_settings": {"max_size": 11}},
     {"sync_settings": {"jit": "off"}},

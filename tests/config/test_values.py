@@ -133,6 +133,8 @@ def test_connection_values_arrive_as_libpq_takes_them(
             {"prepare_threshold": True},
             "prepare_threshold must be a whole number of at least 0, or off",
         ),
+        ({"prepared_max": 0}, "prepared_max must be a whole number of at least 1, not 0"),
+        ({"prepared_max": "off"}, "prepared_max must be a whole number of at least 1, not 'off'"),
         ({"prepare_threshold": -1}, "prepare_threshold must be a whole number of at least 0"),
         ({"dbname": "postgresql://a:hunter2@b/c"}, "dbname holds a URI"),
         ({"host": "postgres://a:hunter2@b/c"}, "host holds a URI"),

@@ -305,11 +305,13 @@ async def test_rows_are_made_by_the_row_factory_of_the_object(case: AsyncCase) -
 
 @sync_and_async
 async def test_a_release_puts_back_what_the_borrower_changed(case: AsyncCase) -> None:
-    connection = await case.open({"prepare_threshold": 7}, {"max_size": 1})
+    settings = {"prepare_threshold": 7, "prepared_max": 9}
+    connection = await case.open(settings, {"max_size": 1})
     async with connection as conn:
         first = conn
         before = _attributes(conn)
         assert conn.prepare_threshold == 7
+        assert conn.prepared_max == 9
         await conn.set_autocommit(True)
         await conn.set_isolation_level(IsolationLevel.SERIALIZABLE)
         await conn.set_read_only(True)
@@ -318,6 +320,7 @@ async def test_a_release_puts_back_what_the_borrower_changed(case: AsyncCase) ->
         conn.cursor_factory = type("Cursor", (conn.cursor_factory,), {})
         conn.server_cursor_factory = type("Cursor", (conn.server_cursor_factory,), {})
         conn.prepare_threshold = None
+        conn.prepared_max = None
         assert all(new != old for new, old in zip(_attributes(conn), before, strict=True))
     async with connection as conn:
         assert conn is first
@@ -328,6 +331,7 @@ def _attributes(conn: Any) -> tuple[Any, ...]:
     return (
         conn.autocommit, conn.isolation_level, conn.read_only, conn.deferrable, conn.row_factory,
         conn.cursor_factory, conn.server_cursor_factory, conn.prepare_threshold,
+        conn.prepared_max,
     )  # fmt: skip
 
 
