@@ -21,8 +21,9 @@ from .marks import leaves_state
 if TYPE_CHECKING:
     from psycopg._preparing import Prepare
     from psycopg._queries import PostgresQuery
-    from psycopg.abc import Params, PQGen, Query
+    from psycopg.abc import Params, Query
     from psycopg.pq.abc import PGresult
+    from typing_extensions import Self
 
     from .record import ConnectionRecord
 
@@ -41,25 +42,12 @@ class _OwnCursor(BaseCursor[ConnectionType, Row]):
         record: ConnectionRecord[Any] = self._conn.record  # type: ignore[attr-defined]
         return record
 
-    def _execute_gen(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        prepare: bool | None = None,
-        binary: bool | None = None,
-    ) -> PQGen[None]:
-        try:
-            return (yield from super()._execute_gen(query, params, prepare=prepare, binary=binary))
-        except _STALE_PLAN as error:
-            if not (is_stale_plan(error) and self._may_run_again(error)):
-                raise
-        yield from super()._execute_gen(query, params, prepare=prepare, binary=binary)
-
     def _may_run_again(self, error: psycopg.Error) -> bool:
+        """Whether the statement that the server refused can be run again, unseen by the caller."""
         # With a context it came from within a function or procedure, which may have committed.
         return (
-            self._pgconn.transaction_status == TransactionStatus.IDLE
+            is_stale_plan(error)
+            and self._pgconn.transaction_status == TransactionStatus.IDLE
             and self._conn._pipeline is None
             and not error.diag.context
         )
@@ -89,11 +77,49 @@ class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
 
     __slots__ = ()
 
+    def execute(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        run: Any = psycopg.Cursor.execute  # its signature wants template strings apart
+        try:
+            run(self, query, params, prepare=prepare, binary=binary)
+        except _STALE_PLAN as error:
+            if not self._may_run_again(error):
+                raise
+        else:
+            return self
+        run(self, query, params, prepare=prepare, binary=binary)
+        return self
+
 
 class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.AsyncCursor[Row]):
     """psycopg's AsyncCursor over a stale plan, and with an eye on what stays on the session."""
 
     __slots__ = ()
+
+    async def execute(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool | None = None,
+    ) -> Self:
+        run: Any = psycopg.AsyncCursor.execute  # its signature wants template strings apart
+        try:
+            await run(self, query, params, prepare=prepare, binary=binary)
+        except _STALE_PLAN as error:
+            if not self._may_run_again(error):
+                raise
+        else:
+            return self
+        await run(self, query, params, prepare=prepare, binary=binary)
+        return self
 
 
 class ServerCursor(psycopg.ServerCursor[Row]):

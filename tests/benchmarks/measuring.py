@@ -18,18 +18,16 @@ import psutil
 import psycopg
 
 
-def time_alternating(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, calls: int
-) -> dict[str, list[float]]:
-    """Seconds for one call of each contender, a value for each round.
+def take_turns(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each timer gives, a value for each round.
 
     A round is short and runs every contender once, in random order, so that what the machine does
     beside the benchmark meets all of them alike.
     """
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    samples: dict[str, list[float]] = {name: [] for name in timers}
     for number in range(rounds + 1):
-        for name in random.sample(list(contenders), len(contenders)):
-            seconds = time_calls(contenders[name], calls)
+        for name in random.sample(list(timers), len(timers)):
+            seconds = timers[name]()
             if number:  # the first round warms up
                 samples[name].append(seconds)
     return samples

@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 import psycopg_pool
@@ -27,8 +29,12 @@ from .measuring import (
     print_table,
     print_versions,
     processors_apart,
-    time_alternating,
+    take_turns,
+    time_calls,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 QUERIES = (
     "SELECT name FROM users WHERE id = {}",
@@ -43,6 +49,7 @@ SCHEMA = """
     INSERT INTO orders SELECT n, n % 100 + 1, n * 7 FROM generate_series(1, 1000) AS n;
 """
 OURS = "flask_pgmonkey"
+NOTHING = "no database"
 BOUNDS = {
     "held psycopg connection": 1.25,
     "psycopg_pool, pool.connection()": 0.7,
@@ -61,7 +68,11 @@ class Contender(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Print the cost of a request with 1 and with 3 queries, and the ratios to hold."""
+    """Print the cost of a request with 1 and with 3 queries, and the ratios to hold.
+
+    Each contender has a process of its own, as in an app: in one process with others, Python
+    specializes psycopg's code for none of their classes.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks request", description=__doc__)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--calls", type=int, default=20, help="requests in a round")
@@ -69,36 +80,27 @@ def main(argv: list[str]) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(run_server(choose_server()))
         settings = server.settings(stack.enter_context(server.database()))
-        held = stack.enter_context(psycopg.connect(**settings, autocommit=True))
-        held.execute(SCHEMA)
-        contenders = {
-            "held psycopg connection": use_held_connection(held),
-            OURS: stack.enter_context(use_pgmonkey_of_this_project(settings)),
-            "psycopg_pool, pool.connection()": stack.enter_context(use_psycopg_pool(settings)),
-            "pgmonkey 4.0.0, its Flask recipe": stack.enter_context(use_pgmonkey_4(settings)),
-            "Flask-SQLAlchemy": stack.enter_context(use_flask_sqlalchemy(settings)),
-        }
-        apart = stack.enter_context(processors_apart(held))
+        observer = stack.enter_context(psycopg.connect(**settings, autocommit=True))
+        observer.execute(SCHEMA)
+        apart = stack.enter_context(processors_apart(observer))
         print(f"App and server on processors of their own: {'yes' if apart else 'no'}")
+        processes = {
+            name: stack.enter_context(ContenderProcess(name, settings)) for name in CONTENDERS
+        }
+        if apart:  # the backends of the contenders too
+            stack.enter_context(processors_apart(observer))
         for queries in (1, 3):
-            measure(contenders, queries, arguments.rounds, arguments.calls)
+            measure(processes, queries, arguments.rounds, arguments.calls)
         peers = ("Flask", "psycopg", "psycopg-pool", "pgmonkey", "Flask-SQLAlchemy", "SQLAlchemy")
-        print_versions(peers, held)
+        print_versions(peers, observer)
 
 
-def measure(contenders: dict[str, Contender], queries: int, rounds: int, calls: int) -> None:
+def measure(processes: dict[str, ContenderProcess], queries: int, rounds: int, calls: int) -> None:
     """Print the table for a view with so many queries."""
-    requests = {"": make_requests(lambda n: None, lambda app: None, queries)}
-    trips = {}
-    for name, contender in contenders.items():
-        requests[name] = make_requests(contender.fetch, contender.register, queries)
-        for _ in range(10):  # psycopg prepares a query the sixth time
-            requests[name]()
-        with count_round_trips(contender.connection()) as counted:
-            requests[name]()
-        trips[name] = counted.count
-    samples = time_alternating(requests, rounds=rounds, calls=calls)
-    base = samples.pop("")
+    trips = {name: process.prepare(queries) for name, process in processes.items()}
+    timers = {name: partial(process.time, calls) for name, process in processes.items()}
+    samples = take_turns(timers, rounds)
+    base = samples.pop(NOTHING)
     costs = {name: median_difference(taken, base) for name, taken in samples.items()}
     print(f"\nA view with {queries} queries; without them {median(base) * 1e6:.0f} µs")
     print_table(
@@ -114,6 +116,55 @@ def measure(contenders: dict[str, Contender], queries: int, rounds: int, calls: 
             for name, cost in costs.items()
         ),
     )
+
+
+class ContenderProcess:
+    """A contender in a process of its own, which does what it is told."""
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(name, settings, theirs), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._process.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pipe.send(None)
+        self._process.join(10)
+
+    def prepare(self, queries: int) -> int:
+        """Make a view with so many queries; gives the round trips of a request to it."""
+        self._pipe.send(("prepare", queries))
+        trips: int = self._pipe.recv()
+        return trips
+
+    def time(self, calls: int) -> float:
+        """Seconds for one request, on average over so many."""
+        self._pipe.send(("time", calls))
+        seconds: float = self._pipe.recv()
+        return seconds
+
+
+def serve(name: str, settings: dict[str, Any], pipe: Any) -> None:
+    """Do what a :class:`ContenderProcess` sends, until it sends None."""
+    with CONTENDERS[name](settings) as contender:
+        request: Callable[[], object] = str
+        while (task := pipe.recv()) is not None:
+            what, number = task
+            if what == "time":
+                pipe.send(time_calls(request, number))
+                continue
+            request = make_requests(contender.fetch, contender.register, number)
+            for _ in range(10):  # psycopg prepares a query the sixth time
+                request()
+            if name == NOTHING:
+                pipe.send(0)
+                continue
+            with count_round_trips(contender.connection()) as counted:
+                request()
+            pipe.send(counted.count)
 
 
 def make_requests(
@@ -143,15 +194,23 @@ def make_requests(
     return request
 
 
-def use_held_connection(conn: psycopg.Connection[Any]) -> Contender:
+@contextmanager
+def use_nothing(settings: dict[str, Any]) -> Iterator[Contender]:
+    """The same view without a database: what its requests cost is taken from all others."""
+    yield Contender(lambda n: None, lambda app: None, psycopg.connect)
+
+
+@contextmanager
+def use_held_connection(settings: dict[str, Any]) -> Iterator[Contender]:
     """One connection for the process, in autocommit: nothing can cost less."""
     queries = [query.format("%s") for query in QUERIES]
+    with psycopg.connect(**settings, autocommit=True) as conn:
 
-    def fetch(count: int) -> None:
-        for query in queries[:count]:
-            conn.execute(query, (7,)).fetchone()
+        def fetch(count: int) -> None:
+            for query in queries[:count]:
+                conn.execute(query, (7,)).fetchone()
 
-    return Contender(fetch, lambda app: None, lambda: conn)
+        yield Contender(fetch, lambda app: None, lambda: conn)
 
 
 @contextmanager
@@ -262,3 +321,13 @@ def use_flask_sqlalchemy(settings: dict[str, Any]) -> Iterator[Contender]:
     for app in apps:
         with app.app_context():
             db.engine.dispose()
+
+
+CONTENDERS = {
+    NOTHING: use_nothing,
+    "held psycopg connection": use_held_connection,
+    OURS: use_pgmonkey_of_this_project,
+    "psycopg_pool, pool.connection()": use_psycopg_pool,
+    "pgmonkey 4.0.0, its Flask recipe": use_pgmonkey_4,
+    "Flask-SQLAlchemy": use_flask_sqlalchemy,
+}

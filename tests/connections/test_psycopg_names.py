@@ -22,7 +22,7 @@ import flask_pgmonkey
 from ..servers import Server
 
 NAMES_OF_PSYCOPG = {
-    "_conn", "_execute_gen", "_get_prepared", "_notice_handlers", "_notifies_backlog",
+    "_conn", "_get_prepared", "_notice_handlers", "_notifies_backlog",
     "_notify_handlers", "_pgconn", "_pipeline", "_prepared", "_raise_for_result", "_tpc",
 }  # fmt: skip
 MODULES_OF_PSYCOPG = {
