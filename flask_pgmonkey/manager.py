@@ -362,20 +362,28 @@ class PGConnectionManager:
     def _read_file(
         self, path: ConfigPath, resolve_env: bool, allow_sensitive_defaults: bool
     ) -> Config:
+        read = partial(
+            read_config,
+            path,
+            resolve_env=resolve_env,
+            allow_sensitive_defaults=allow_sensitive_defaults,
+        )
         try:
             found = os.stat(path)
-            signature = found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev, found.st_mode
-        except OSError:
-            signature = None  # read_config says what is wrong
+        except (OSError, TypeError, ValueError):
+            if isinstance(path, Mapping):
+                raise ConfigError(
+                    "get_database_connection takes the path of a YAML file; give the mapping to"
+                    " get_database_connection_from_dict."
+                ) from None
+            return read()  # a URI, or it says what is wrong
+        signature = found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev, found.st_mode
         key = path, resolve_env, allow_sensitive_defaults
         seen = self._files.get(key)
         if seen is not None and seen[0] == signature and seen[1].is_current():
             return seen[1]
-        config = read_config(
-            path, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
-        )
-        if signature is not None:
-            self._files[key] = signature, config
+        config = read()
+        self._files[key] = signature, config
         return config
 
 

@@ -147,6 +147,19 @@ def test_an_unknown_type_is_an_error_that_names_the_known_ones(
         PGConnectionManager().get_database_connection(config_file, kind)
 
 
+def test_a_mapping_in_place_of_a_path_is_an_error_that_names_the_other_function() -> None:
+    mapping: Any = {"connection_settings": {"password": "hunter2"}}
+    with pytest.raises(ConfigError, match="get_database_connection_from_dict") as raised:
+        PGConnectionManager().get_database_connection(mapping)
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", [None, 5.0, ["db.yaml"], "a\0b"])
+def test_what_is_no_path_is_an_error_of_ours(path: Any) -> None:
+    with pytest.raises(ConfigError):
+        PGConnectionManager().get_database_connection(path)
+
+
 def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         PGConnectionManager().get_database_connection(tmp_path / "nowhere.yaml")
