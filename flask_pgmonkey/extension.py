@@ -16,7 +16,8 @@ from flask import Flask, abort, has_request_context
 from psycopg.rows import Row
 
 from .config import Config, ConfigSource, check_config, read_config
-from .config.values import Setting, switch
+from .config.libpq import is_connection_string
+from .config.values import Setting, nearest_name, switch
 from .connections import Configure, PoolConnection
 from .connections.server_connection import ServerConnection
 from .contexts import (
@@ -55,6 +56,12 @@ T = TypeVar("T")
 DEFAULT = "default"
 _EMBEDDED = "embedded"
 _ASYNC_TYPES = ("async", "async_pool")
+_KEYS = (
+    "PGMONKEY_CONFIG",
+    "PGMONKEY_BINDS",
+    "PGMONKEY_RESOLVE_ENV",
+    "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS",
+)
 
 
 class _AppState:
@@ -322,6 +329,7 @@ class PGMonkey(BoundDatabase[Row]):
                 f"the app {app.name!r} has a PGMonkey already: call init_app() once for each app,"
                 " and use PGMONKEY_BINDS for further databases"
             )
+        _warn_of_unknown_keys(app)
         resolve_env = _switch(app, "PGMONKEY_RESOLVE_ENV")
         allow_defaults = _switch(app, "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS")
         sources = dict(self._sources(app))
@@ -488,6 +496,15 @@ def _advise_against_async_in_views() -> None:
     )
 
 
+def _warn_of_unknown_keys(app: Flask) -> None:
+    for key in app.config:
+        if key.startswith("PGMONKEY_") and key not in _KEYS:
+            nearest = nearest_name(key, [known.lower() for known in _KEYS])
+            known = f"known are {', '.join(_KEYS)}."
+            remedy = f"did you mean {nearest.upper()}?" if nearest else known
+            logger.warning("The app config has an unknown key, %s; %s", key, remedy)
+
+
 def _switch(app: Flask, key: str) -> bool:
     # From the environment comes text, such as "False".
     return switch(Setting(key, app.config.get(key) or False, ""))
@@ -501,10 +518,31 @@ def _located(app: Flask, key: str, source: object) -> ConfigSource:
             f"{key}: expected the path of a YAML file, a mapping, a postgresql:// URI or"
             f" 'embedded', not {type(source).__name__}"
         )
-    text = os.fspath(source)
+    text = os.fspath(source).rstrip("\r\n")  # A variable of the environment may end with one.
     if text == _EMBEDDED or text.startswith(("postgresql://", "postgres://")):
         return text
-    return os.path.join(app.root_path, text)
+    path = os.path.join(app.root_path, text)
+    if path != text and not is_connection_string(text) and _is_missing(path):
+        remedy = (
+            f"did you mean {_EMBEDDED!r}?"
+            if nearest_name(text, [_EMBEDDED]) and "." not in text
+            else "'flask pgmonkey create-config' writes one."
+        )
+        raise ConfigError(
+            f"{key}: there is no file {path} ({text!r} is relative to the app's root path); "
+            f"{remedy}"
+        )
+    return path
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        pass  # reading it says what is wrong
+    return False
 
 
 def _origin(name: str, source: ConfigSource) -> str | None:

@@ -82,6 +82,14 @@ def is_reference(value: object) -> bool:
     return structured_reference(value) is not None or (isinstance(value, str) and "${" in value)
 
 
+def where_relative(file: Path) -> str:
+    """The end of an error about a file that is not there: what its path is relative to."""
+    try:
+        return "" if file.is_absolute() else f", relative to the current folder {os.getcwd()}"
+    except OSError:
+        return ", relative to the current folder, which was removed"
+
+
 class _Part(NamedTuple):
     """A piece of text, or the variable that stands in its place."""
 
@@ -226,7 +234,9 @@ class References:
             reason = error.strerror or type(error).__name__
         except UnicodeError:
             reason = "it is not UTF-8 text"
-        raise self._error(path, f"cannot read the file {str(file)!r}: {reason}")
+        raise self._error(
+            path, f"cannot read the file {str(file)!r}{where_relative(file)}: {reason}"
+        )
 
     def _error(self, path: KeyPath, problem: str) -> EnvInterpolationError:
         return EnvInterpolationError(f"{self._origin}: {dotted(path)}: {problem}.")

@@ -300,7 +300,7 @@ def uri_options(setting: Setting) -> dict[str, str]:
         raise ConfigError(f"{setting.place} must begin with {URI_SCHEMES[0]}.")
     options = parse_uri(uri)
     if options is None and (unknown := unknown_parameters(uri)):
-        nearest = _OTHER_NAMES.get(unknown[0]) or _nearest(unknown[0], KEYWORDS)
+        nearest = _OTHER_NAMES.get(unknown[0]) or nearest_name(unknown[0], KEYWORDS)
         remedy = f"did you mean {nearest}?" if nearest in KEYWORDS else "remove it."
         raise ConfigError(
             f"{setting.place} has a parameter that libpq does not know, {unknown[0]}; {remedy}"
@@ -363,7 +363,7 @@ def _unknown_key(origin: str, section: str | None, key: object) -> str:
     known = ("connection_type", *SECTIONS) if section is None else SECTIONS[section]
     if known is None:
         return f"{place}: this key is not the name of a server setting."
-    if nearest := _OTHER_NAMES.get(key) or _nearest(key, known):
+    if nearest := _OTHER_NAMES.get(key) or nearest_name(key, known):
         return f"{place} is not a known key; did you mean {nearest}?"
     if section == "connection_settings":
         return f"{place} is not a known key; settings of the server belong in sync_settings."
@@ -375,7 +375,8 @@ def _unknown_key(origin: str, section: str | None, key: object) -> str:
     return f"{place} is not a known key; known are {', '.join(known)}."
 
 
-def _nearest(key: str, names: Collection[str]) -> str | None:
+def nearest_name(key: str, names: Collection[str]) -> str | None:
+    """That of *names* which was probably meant, if any is near enough."""
     import difflib
 
     return next(iter(difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.75)), None)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from .interpolation import KeyPath, References, dotted, looks_like_reference
+from .interpolation import KeyPath, References, dotted, looks_like_reference, where_relative
 from .libpq import URI_SCHEMES, is_connection_string, parse_uri
 from .redaction import holds_literal_secret
 
@@ -106,7 +106,12 @@ def _read_bytes(file: Path) -> tuple[bytes, int]:
         with file.open("rb") as stream:
             return stream.read(), os.fstat(stream.fileno()).st_mode
     except FileNotFoundError:
-        problem = "does not exist; 'flask pgmonkey create-config' writes one"
+        remedy = (
+            "the embedded server is for the config of an app, PGMONKEY_CONFIG"
+            if str(file) == "embedded"
+            else "'flask pgmonkey create-config' writes one"
+        )
+        problem = f"does not exist{where_relative(file)}; {remedy}"
     except IsADirectoryError:
         problem = "is a folder; give the path of the YAML file in it"
     except PermissionError:

@@ -156,6 +156,21 @@ def test_a_byte_order_mark_does_no_harm(path: Path) -> None:
     assert load_config(path) == {"connection_type": "pool"}
 
 
+def test_a_relative_path_that_is_not_there_says_relative_to_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for read in (lambda: load_config("db.yaml"), lambda: read_config("db.yaml")):
+        with pytest.raises(ConfigError) as caught:
+            read()
+        assert f"relative to the current folder {tmp_path};" in str(caught.value)
+    with pytest.raises(ConfigError, match="the embedded server is for the config of an app"):
+        read_config("embedded")
+    reference = {"connection_settings": {"password": {"from_file": "secret"}}}
+    with pytest.raises(ConfigError, match=f"relative to the current folder {tmp_path}:"):
+        read_config(reference, resolve_env=True).connect_kwargs()
+
+
 def test_a_missing_file_and_a_folder_are_errors_with_a_remedy(path: Path, tmp_path: Path) -> None:
     assert "create-config" in error_of(path)
     assert "folder" in error_of(tmp_path)

@@ -121,6 +121,36 @@ def test_a_switch_that_is_neither_on_nor_off_is_an_error_that_names_it(
         PGMonkey(app, config=NOWHERE)
 
 
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("PGMONKEY_RESOLVE_ENVS", "did you mean PGMONKEY_RESOLVE_ENV?"),
+        ("PGMONKEY_BIND", "did you mean PGMONKEY_BINDS?"),
+        ("PGMONKEY_ZZZ", "known are PGMONKEY_CONFIG, PGMONKEY_BINDS, "),
+    ],
+)
+def test_an_unknown_key_of_the_app_config_is_warned_of(
+    key: str, remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Flask("tests")
+    app.config.update({"PGMONKEY_CONFIG": NOWHERE, "PGMONKEYS": 1, key: "hunter2"})
+    PGMonkey(app)
+    (message,) = caplog.messages
+    assert message.startswith(f"The app config has an unknown key, {key}; {remedy}")
+    assert "hunter2" not in message
+
+
+def test_a_variable_that_ends_with_a_line_break_names_the_same_config(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASK_PGMONKEY_CONFIG", f"{config_file}\n")
+    app = Flask("tests")
+    app.config.from_prefixed_env()
+    db = PGMonkey(app)
+    with app.app_context():
+        assert db.get_config().origin == f"file {config_file}"
+
+
 def test_nothing_that_belongs_to_an_app_shows_a_password() -> None:
     app = Flask("tests")
     db = PGMonkey(app, config="postgresql://app:planted-secret@127.0.0.1:1/shop")
@@ -309,6 +339,12 @@ def test_a_query_outside_an_app_context_says_so(site: Site) -> None:
         ({"PGMONKEY_BINDS": {"default": NOWHERE}}, "PGMONKEY_BINDS.default"),
         ({"PGMONKEY_BINDS": ["reports"]}, "PGMONKEY_BINDS"),
         ({"PGMONKEY_CONFIG": "no-such.yaml"}, "no-such.yaml"),
+        ({"PGMONKEY_CONFIG": "no-such.yaml"}, "is relative to the app's root path"),
+        ({"PGMONKEY_BINDS": {"reports": "no-such.yaml"}}, "PGMONKEY_BINDS.reports: there is no"),
+        ({"PGMONKEY_CONFIG": "embeded"}, "did you mean 'embedded'?"),
+        ({"PGMONKEY_CONFIG": "Embedded"}, "did you mean 'embedded'?"),
+        ({"PGMONKEY_BINDS": {"reports": "embedded.yaml"}}, "create-config"),
+        ({"PGMONKEY_CONFIG": "host=db password=x"}, "not another kind of connection string"),
     ],
 )
 def test_a_config_error_names_the_key(keys: dict[str, Any], named: str) -> None:
