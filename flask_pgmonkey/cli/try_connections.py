@@ -20,6 +20,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from ..config import CONNECTION_TYPES, Config
+from ..connections.connect_errors import notes_of
 from ..embedded import leave_all
 from ..errors import ConfigError
 from ..manager import PGConnectionManager
@@ -205,11 +206,12 @@ def probe_type(target: Target, config: Config, type_: str) -> Row:
 
 
 def words_of(error: Exception) -> str:
-    """The text of *error*, and the server's words where those are its cause."""
+    """The text of *error* and its notes, and the server's words where those are its cause."""
+    words = " ".join([one_line(error), *notes_of(error)])
     cause = error.__cause__
     if isinstance(error, psycopg.Error) and isinstance(cause, psycopg.Error):
-        return f"{one_line(error)} ({one_line(cause)})"
-    return one_line(error)
+        return f"{words} ({one_line(cause)})"
+    return words
 
 
 def probe_sync(manager: PGConnectionManager, config: Config, row: Row) -> Row:

@@ -48,7 +48,19 @@ def copy_for_waiter(error: Exception) -> Exception:
     else:
         return error  # nobody knows how to make a second one
     own.__cause__ = error.__cause__
+    if notes := notes_of(error):
+        vars(own)["__notes__"] = notes
     return own
+
+
+def notes_of(error: BaseException) -> list[str]:
+    """The notes on *error* (PEP 678), which Python 3.10 keeps and does not show."""
+    return [str(note) for note in getattr(error, "__notes__", ())]
+
+
+def with_notes(error: BaseException) -> str:
+    """The text of *error* and its notes."""
+    return " ".join([str(error), *notes_of(error)])
 
 
 class LastFailure:

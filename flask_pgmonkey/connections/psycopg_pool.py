@@ -20,7 +20,7 @@ from psycopg_pool import ConnectionPool, PoolClosed
 from psycopg_pool.pool import AddConnection, WaitingClient
 
 from ..config import PoolSettings
-from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure
+from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure, with_notes
 from .server_connection import ServerConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -226,7 +226,7 @@ class Pool(ConnectionPool[ServerConnection]):
         try:
             conn = self._connect()
         except Exception as error:
-            logger.warning("Could not connect to %s: %s", self.name, error)
+            logger.warning("Could not connect to %s: %s", self.name, with_notes(error))
             with self._lock:
                 self._nconns -= 1
                 self._growing = self._growing and not growing

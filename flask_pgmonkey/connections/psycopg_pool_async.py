@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from psycopg_pool.pool_async import AddConnection, WaitingClient
 
 from ..config import PoolSettings
-from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure
+from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure, with_notes
 from .loops import drop_task, with_inner_tasks
 from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE
 from .server_connection_async import AsyncServerConnection
@@ -233,7 +233,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
                 # The worker would log it and go on.
                 cast("asyncio.Task[Any]", asyncio.current_task()).cancel()
                 return
-            logger.warning("Could not connect to %s: %s", self.name, error)
+            logger.warning("Could not connect to %s: %s", self.name, with_notes(error))
             if self._waiting:  # since the last attempt
                 self._maybe_grow_pool()
             return

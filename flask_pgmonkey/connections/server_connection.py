@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from ..config import Config
+from . import configuring
 from .cursor import Cursor, ServerCursor
 from .record import ConnectionRecord
 from .server_connection_base import (
@@ -20,7 +21,6 @@ from .server_connection_base import (
     hear_nothing_more,
     parent_process_has_it,
     refuse,
-    require_idle,
     set_all,
     set_plain_attributes,
     warn_of_pooler,
@@ -64,6 +64,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         :raises psycopg.OperationalError: with the server's words where it cannot connect.
         :raises ConfigError: for a setting that the server refuses.
         """
+        configuring.require_plain(configure)
         config = opener.config
         conn = cls.connect(
             **config.connect_kwargs(),
@@ -79,8 +80,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             if settings := config.sync_settings:
                 conn._apply(config, settings)
             if configure:
-                configure(conn)
-                require_idle(conn, configure)
+                configuring.run(configure, conn)
             conn.record.note_opened(conn)
         except BaseException:
             conn.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 
 from ..config import Config
+from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
 from .record import ConnectionRecord
 from .server_connection_base import (
@@ -19,7 +19,6 @@ from .server_connection_base import (
     hear_nothing_more,
     parent_process_has_it,
     refuse,
-    require_idle,
     set_all,
     set_plain_attributes,
     warn_of_pooler,
@@ -68,10 +67,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             if settings := config.async_settings:
                 await conn._apply(config, settings)
             if configure:
-                done = configure(conn)
-                if inspect.isawaitable(done):
-                    await done
-                require_idle(conn, configure)
+                await configuring.run_async(configure, conn)
             conn.record.note_opened(conn)
         except BaseException:
             conn.pgconn.finish()

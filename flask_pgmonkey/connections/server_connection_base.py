@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psycopg
 from psycopg import sql
 from psycopg._connection_base import BaseConnection
-from psycopg.pq import TransactionStatus
 
 from ..config import Config, is_secret_key
 from ..errors import ConfigError
@@ -116,16 +115,6 @@ def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoR
         # The server's own words quote the value.
         raise ConfigError(f"{refusal}: {type(error).__name__}") from None
     raise ConfigError(f"{refusal}: {error}") from error
-
-
-def require_idle(conn: AnyConnection, configure: Configure) -> None:
-    """Refuse a new connection on which *configure* left a transaction open."""
-    status = conn.pgconn.transaction_status
-    if status != TransactionStatus.IDLE:
-        raise psycopg.ProgrammingError(
-            f"{configure!r} left a new connection in status {TransactionStatus(status).name};"
-            " it must leave no transaction open"
-        )
 
 
 def set_plain_attributes(conn: Any, values: Iterable[Any]) -> None:

@@ -130,6 +130,30 @@ def test_the_apps_rows_and_hooks_are_in_use(run_flask: RunFlask, config_file: Pa
     shown = run_flask("--app", "app:strict", "pgmonkey", "test")
     assert shown.returncode == 1
     assert shown.stdout.count("no extension vector here") == 4
+    assert shown.stdout.count("Raised by configure, app.configure, on a new connection.") == 4
+
+
+def test_a_hook_that_is_a_coroutine_function_fails_the_sync_types_and_says_what_to_give(
+    run_flask: RunFlask, config_file: Path
+) -> None:
+    write_app(
+        config_file,
+        """
+        async def configure(conn):
+            await conn.execute("SELECT 1")
+
+        PGMonkey(app, configure=configure)
+        """,
+    )
+
+    shown = run_flask("pgmonkey", "test", "--json")
+
+    assert shown.stderr == ""
+    rows = rows_of(shown.stdout)
+    assert [row["passed"] for row in rows.values()] == [False, False, True, True]
+    for sync in ("normal", "pool"):
+        assert rows[sync]["error"].startswith("configure, app.configure, is a coroutine function")
+        assert "give a plain function" in rows[sync]["error"]
 
 
 def test_a_hook_that_changes_the_form_of_rows_changes_nothing_that_is_shown(
