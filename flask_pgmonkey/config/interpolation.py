@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, EnvInterpolationError
+from .reading import read_small_file
 from .redaction import DEEPEST_NESTING, is_secret_key
 
 _STRUCTURED = ("from_env", "from_file")
@@ -229,7 +230,8 @@ class References:
 
     def _read_file(self, file: Path, path: KeyPath) -> str:
         try:
-            return file.read_text(encoding="utf-8").rstrip("\r\n")
+            content, _ = read_small_file(file)
+            return content.decode().rstrip("\r\n")
         except OSError as error:
             reason = error.strerror or type(error).__name__
         except UnicodeError:

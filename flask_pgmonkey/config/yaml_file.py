@@ -17,6 +17,7 @@ import yaml
 from ..errors import ConfigError
 from .interpolation import KeyPath, References, dotted, looks_like_reference, where_relative
 from .libpq import URI_SCHEMES, is_connection_string, parse_uri
+from .reading import read_small_file
 from .redaction import holds_literal_secret
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -103,8 +104,7 @@ def read_file(file: Path) -> dict[str, Any]:
 
 def _read_bytes(file: Path) -> tuple[bytes, int]:
     try:
-        with file.open("rb") as stream:
-            return stream.read(), os.fstat(stream.fileno()).st_mode
+        return read_small_file(file)
     except FileNotFoundError:
         remedy = (
             "the embedded server is for the config of an app, PGMONKEY_CONFIG"

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ..config.reading import read_small_file
 from ..errors import ConfigError
 from .dialect import check_character
 from .streams import check_encoding, replacing_file, without_compression
@@ -48,10 +49,12 @@ def settings_path(csv_file: str | os.PathLike[str]) -> Path:
 def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
     """The settings in the file *path*; empty settings if there is none.
 
+    :raises OSError: if it is there and cannot be read, or is no small file.
     :raises ConfigError: if it is something else, a key is unknown, or a value of the wrong type.
     """
     try:
-        content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        written, _ = read_small_file(Path(path))
+        content: Any = yaml.safe_load(written.decode())
     except FileNotFoundError:
         return ImportSettings()
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flask_pgmonkey.config import load_config, normalize_config, read_config
+from flask_pgmonkey.csv_transfer import read_import_settings
 from flask_pgmonkey.errors import ConfigError
 
 
@@ -154,6 +156,38 @@ def test_a_file_that_is_not_utf8_is_an_error_with_its_line(path: Path) -> None:
 def test_a_byte_order_mark_does_no_harm(path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbfconnection_type: pool\n")
     assert load_config(path) == {"connection_type": "pool"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("pipe", "it is a named pipe, not a file"),
+        ("device", "it is a device, not a file"),
+        ("large", "it is larger than 256 KiB"),
+        ("folder", "folder|directory"),
+    ],
+)
+def test_what_is_no_small_file_is_refused_at_once(path: Path, kind: str, reason: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(100_000_000)
+    else:
+        path.symlink_to("/dev/zero")
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=reason) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+    reference = {"connection_settings": {"password": {"from_file": str(path)}}}
+    with pytest.raises(ConfigError, match=reason) as caught:
+        read_config(reference, resolve_env=True).connect_kwargs()
+    assert "connection_settings.password" in str(caught.value)
+    with pytest.raises(OSError, match=rf"(?i){reason}"):
+        read_import_settings(path)
+    assert time.monotonic() - start < 1
 
 
 def test_a_relative_path_that_is_not_there_says_relative_to_what(
