@@ -26,4 +26,10 @@ def one_line(error: BaseException) -> str:
 
 def without_uris(text: str) -> str:
     """*text* with only the scheme of each URI in it: what was typed may hold a password."""
-    return re.sub(r"://\S+?(?=['\")]*\.?(?:\s|$))", "://…", text)
+
+    def shortened(uri: re.Match[str]) -> str:
+        rest = uri[1]
+        body = rest.removesuffix(".").rstrip("'\")")  # What the sentence put around it stays.
+        return f"://…{rest[len(body) :]}"
+
+    return re.sub(r"://(\S+)", shortened, text)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, EnvInterpolationError
+from .bounds import require_bounded
 from .reading import read_small_file
-from .redaction import DEEPEST_NESTING, is_secret_key
+from .redaction import is_secret_key
 
 _STRUCTURED = ("from_env", "from_file")
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
@@ -117,14 +118,11 @@ class References:
         """Resolve a whole config; see :func:`resolve_env_vars`."""
         if not isinstance(config, Mapping):
             raise ConfigError(f"{self._origin}: expected a mapping, not {type(config).__name__}.")
+        require_bounded(config, self._origin)
         return {key: self.resolve(value, (key,)) for key, value in config.items()}
 
     def resolve(self, value: Any, path: KeyPath) -> Any:
         """*value* with its references resolved, at any depth."""
-        if len(path) > DEEPEST_NESTING:
-            raise ConfigError(
-                f"{self._origin}: {dotted(path[:1])} nests deeper than {DEEPEST_NESTING} levels."
-            )
         if isinstance(value, str):
             return self._interpolate(value, path)
         if (reference := structured_reference(value)) is not None:

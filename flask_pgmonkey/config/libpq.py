@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import psycopg
 from psycopg import pq
@@ -47,8 +47,15 @@ _IMPOSSIBLE = "?"
 
 def is_connection_string(text: str) -> bool:
     """Whether *text* is meant as a URI or a ``key=value`` string, of any kind, right or wrong."""
-    found = re.search(r"://|\bpostgres(?:ql)?:/|\b(?:host|dbname|\w*passw\w*)\s*=", text)
-    return found is not None
+    if re.search(r"://|\bpostgres(?:ql)?:/", text):
+        return True
+    return any(name in ("host", "dbname") or "passw" in name for name in names_before_equals(text))
+
+
+def names_before_equals(text: str) -> Iterator[str]:
+    """Each word that has a ``=`` behind it, as in a connection string."""
+    # With the boundaries, no word is looked at from each of its letters on.
+    return (match[1] for match in re.finditer(r"\b(\w+)\b\s*=", text))
 
 
 def parse_uri(uri: str) -> dict[str, str] | None:

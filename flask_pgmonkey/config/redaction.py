@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from .libpq import PASSWORD_KEYWORDS
+from .bounds import require_bounded
+from .libpq import PASSWORD_KEYWORDS, names_before_equals
 
 REDACTED = "***REDACTED***"
-
-#: How deep a config may nest. It also ends the walk through a structure that contains itself.
-DEEPEST_NESTING = 100
 
 # These secret keys hold paths, which say little to whoever reads them.
 _SECRET_PATHS = {"sslkeylogfile", "sslkey", "sslcert", "sslrootcert"}
@@ -28,9 +26,6 @@ _SECRET_KEYS = (
     }
 )
 _SECRET_WORDS = ("token", "secret", "credential", "passw")
-
-# A URI with a password, or a connection string with one, under a key that promises neither.
-_WITHIN_TEXT = r"(?i)://[^\s/]*:\S*@|passw\w*\s*="
 
 # A word of `options` as the server splits them: at spaces without a backslash before.
 _WORD_OF_OPTIONS = r"(?s)(?:\\.|[^ \t\n\r\f\v\\])+"
@@ -73,28 +68,37 @@ def redact_config(config: Mapping[str, Any]) -> dict[str, Any]:
     that contains a URI or a connection string with a password. Of ``options`` the secret settings
     are replaced. Empty values stay as they are.
 
-    :raises ConfigError: if *config* is not a mapping or nests deeper than 100 levels.
+    :raises ConfigError: if *config* is not a mapping, nests deeper than 100 levels, or comes to
+        more than 100,000 values.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"A config to redact must be a mapping, not {type(config).__name__}.")
+    require_bounded(config, "The config")
     return {key: redacted_value(key, value) for key, value in config.items()}
 
 
-def redacted_value(key: object, value: Any, depth: int = 0) -> Any:
+def redacted_value(key: object, value: Any) -> Any:
     """A copy of *value*, which stands under *key*, without secrets."""
-    if depth > DEEPEST_NESTING:
-        raise ConfigError(f"The config nests deeper than {DEEPEST_NESTING} levels.")
     if is_secret_key(key) and not _is_empty(value):
         return REDACTED
     if isinstance(value, Mapping):
-        return {name: redacted_value(name, item, depth + 1) for name, item in value.items()}
+        return {name: redacted_value(name, item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [redacted_value(key, item, depth + 1) for item in value]
+        return [redacted_value(key, item) for item in value]
     if isinstance(value, str):
-        if re.search(_WITHIN_TEXT, value):
+        if holds_password(value):
             return REDACTED
         return redacted_options(value) if key == "options" else value
     return copy.deepcopy(value)
+
+
+def holds_password(text: str) -> bool:
+    """Whether *text* contains a URI or a connection string with a password."""
+    if any("passw" in name.lower() for name in names_before_equals(text)):
+        return True
+    # Of each word up to its last @, what follows a :// up to the next slash.
+    heads = (word.rpartition("@")[0] for word in text.split() if "@" in word)
+    return any(re.search(r"://[^/:]*:", head) for head in heads)
 
 
 def _is_empty(value: object) -> bool:

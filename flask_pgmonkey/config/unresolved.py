@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from .bounds import require_bounded
 from .interpolation import (
     KeyPath,
     References,
@@ -171,6 +172,7 @@ def read_unresolved(
             f"{URI_SCHEMES[0]} URI, not {type_name(source)}."
         )
     origin = origin or f"the {kind}"
+    require_bounded(content, origin)
     # The warning shows at the caller of read_config.
     content = unwrap(content, origin, stacklevel=4)
     references = References(origin, folder, allow_sensitive_defaults) if resolve_env else None

@@ -160,7 +160,7 @@ def _text_for_libpq(setting: Setting) -> str:
 def _shown_in_target(setting: Setting) -> str:
     """Read what logs show of a connection, which must not be a whole connection string."""
     written = _text_for_libpq(setting)
-    if is_connection_string(written) or re.search(r"\w:.*@", written):
+    if is_connection_string(written) or re.search(r"\w:", written.rpartition("@")[0]):
         raise ConfigError(
             f"{setting.place} holds a connection string; write each of its parts under its own "
             "key, or a URI under connection_settings.uri."

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
+from .bounds import require_bounded
 from .interpolation import KeyPath, References, dotted, looks_like_reference, where_relative
 from .libpq import URI_SCHEMES, is_connection_string, parse_uri
 from .reading import read_small_file
@@ -23,7 +24,31 @@ from .redaction import holds_literal_secret
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 
-class _Loader(yaml.SafeLoader):
+class NotYAMLError(Exception):
+    """Text that is not YAML, or a value that its tag does not fit.
+
+    :ivar line: where, counted from 1; 0 if that is not known.
+    """
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+class SafeLoader(yaml.SafeLoader):
+    """PyYAML's, with the place in every error: ``!!bool x`` is a mere KeyError there."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (RecursionError, yaml.YAMLError):
+            raise
+        except Exception:
+            place = node.start_mark
+        raise yaml.constructor.ConstructorError(None, None, "", place)
+
+
+class _Loader(SafeLoader):
     """Reads a number only where the text is just how Python writes that number.
 
     Everything else stays the text that stands in the file, so that a password ``0123`` or a
@@ -132,45 +157,69 @@ def _decode(content: bytes, file: Path) -> str:
 
 
 def _parse(text: str, file: Path) -> dict[str, Any]:
-    config: object = None
+    config, line = None, None
+    try:
+        config = parse_yaml(text, file, _Loader)
+    except NotYAMLError as error:
+        line = error.line
+    if line is not None:
+        place = f"file {file}, line {line}" if line else f"file {file}"
+        raise ConfigError(
+            f"{place}: not valid YAML. Indent with spaces, and put quotes around "
+            "values with special characters such as : # % @ & * ! [ {."
+        )
+    if config is None:
+        raise ConfigError(
+            f"file {file} is empty; 'flask pgmonkey create-config' writes a template."
+        )
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"file {file}: expected the sections of a config (connection_settings: …), "
+            f"not {type_name(config)}."
+        )
+    return config
+
+
+def parse_yaml(text: str, file: Path, loader_class: type[SafeLoader]) -> object:
+    """What the one document in *text* holds; None if there is none.
+
+    :raises NotYAMLError: for what is not YAML.
+    :raises ConfigError: for a second document, a key that stands twice, and aliases that would
+        come to more than a config may.
+    """
     line = 0
     try:
-        loader = _Loader(text)
-        if loader.check_node() and (root := loader.get_node()) is not None:
-            if loader.check_node():
-                raise ConfigError(
-                    f"file {file} holds a second YAML document; keep one of them, and remove the "
-                    "line --- between them."
-                )
-            _refuse_duplicate_keys(root, file)
-            config = loader.construct_document(root)
+        loader = loader_class(text)
+        root = loader.get_node() if loader.check_node() else None
+        if root is None:
+            return None
+        if loader.check_node():
+            raise ConfigError(
+                f"file {file} holds a second YAML document; keep one of them, and remove the "
+                "line --- between them."
+            )
+        require_bounded(root, f"file {file}", _parts_of_node)
+        _refuse_duplicate_keys(root, file)
+        content: object = loader.construct_document(root)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
-    except ConfigError:
-        raise
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
-        # A tag on a value that it does not fit, or nesting beyond all measure.
-        line = 0
+    except (RecursionError, yaml.YAMLError):
+        pass  # Nesting beyond all measure.
     else:
-        if config is None:
-            raise ConfigError(
-                f"file {file} is empty; 'flask pgmonkey create-config' writes a template."
-            )
-        if not isinstance(config, dict):
-            raise ConfigError(
-                f"file {file}: expected the sections of a config (connection_settings: …), "
-                f"not {type_name(config)}."
-            )
-        return config
-    # PyYAML's own words quote the text, and that may be a password.
-    place = f"file {file}, line {line}" if line else f"file {file}"
-    raise ConfigError(
-        f"{place}: not valid YAML. Indent with spaces, and put quotes around "
-        "values with special characters such as : # % @ & * ! [ {."
-    )
+        return content
+    # PyYAML's own words quote the text, and that may be a password: not even its context stays.
+    raise NotYAMLError(line)
+
+
+def _parts_of_node(node: object) -> list[object] | None:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    return None
 
 
 def _refuse_duplicate_keys(root: yaml.Node, file: Path) -> None:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import yaml
 
+from ..config.interpolation import dotted
 from ..config.reading import read_small_file
+from ..config.yaml_file import NotYAMLError, SafeLoader, parse_yaml, type_name
 from ..errors import ConfigError
 from .dialect import check_character
 from .streams import check_encoding, replacing_file, without_compression
@@ -29,11 +30,14 @@ class ImportSettings:
     encoding: str | None = None
 
 
-CHECKS: dict[str, Callable[[str], str]] = {
-    "delimiter": check_character,
-    "quotechar": check_character,
-    "encoding": check_encoding,
+_ONE_CHARACTER = "one ASCII character other than a line break"
+
+CHECKS: dict[str, tuple[Callable[[str], str], str]] = {
+    "delimiter": (check_character, _ONE_CHARACTER),
+    "quotechar": (check_character, _ONE_CHARACTER),
+    "encoding": (check_encoding, "the name of an encoding that Python knows, such as utf-8"),
 }
+"""How a value is checked, and what an error says that it must be: never the value."""
 
 RENAME = (
     "if this is not how import-csv is to read the CSV file of the same name, rename one of the two"
@@ -52,16 +56,19 @@ def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
     :raises OSError: if it is there and cannot be read, or is no small file.
     :raises ConfigError: if it is something else, a key is unknown, or a value of the wrong type.
     """
+    path = Path(path)
+    content, place = None, ""
     try:
-        written, _ = read_small_file(Path(path))
-        content: Any = yaml.safe_load(written.decode())
+        written, _ = read_small_file(path)
+        content = parse_yaml(written.decode("utf-8-sig"), path, SafeLoader)
     except FileNotFoundError:
         return ImportSettings()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # PyYAML's own words quote the text, and another program's may hold a password.
-        mark = getattr(error, "problem_mark", None)
-        place = f"file {path}, line {mark.line + 1}" if mark else f"file {path}"
-        raise ConfigError(f"{place}: not YAML; {RENAME}") from None
+    except UnicodeDecodeError:
+        place = f"file {path}"
+    except NotYAMLError as error:
+        place = f"file {path}, line {error.line}" if error.line else f"file {path}"
+    if place:  # Not within the except: the file may be another program's, and hold a password.
+        raise ConfigError(f"{place}: not YAML; {RENAME}")
     if content is None:
         return ImportSettings()
     types = {field.name: str(field.type).partition(" ")[0] for field in fields(ImportSettings)}
@@ -73,18 +80,24 @@ def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
             remedy = (
                 f"did you mean {near[0]!r}?" if near else f"known are {', '.join(types)}; {RENAME}"
             )
-            raise ConfigError(f"file {path}: {key!r} is no import setting; {remedy}")
+            raise ConfigError(f"file {path}: {dotted((key,))!r} is no import setting; {remedy}")
         if value is not None and type(value).__name__ != types[key]:
-            raise ConfigError(f"file {path}: {key} must be a {types[key]}, not {value!r}")
+            expected = "text" if types[key] == "str" else "true or false"
+            raise ConfigError(f"file {path}: {key} must be {expected}, not {type_name(value)}")
     if content.get("delimiter") == r"\t":  # What YAML makes of an unquoted \t.
         content["delimiter"] = "\t"
-    for key, check in CHECKS.items():
-        try:
-            if content.get(key) is not None:
-                check(content[key])
-        except (ValueError, LookupError) as error:
-            raise ConfigError(f"file {path}: {key}: {error}") from error
+    for key, (check, expected) in CHECKS.items():
+        if content.get(key) is not None and not _passes(check, content[key]):
+            raise ConfigError(f"file {path}: {key} must be {expected}")
     return ImportSettings(**content)
+
+
+def _passes(check: Callable[[str], str], value: str) -> bool:
+    try:
+        check(value)
+    except (ValueError, LookupError):
+        return False
+    return True
 
 
 def write_import_settings(path: str | os.PathLike[str], settings: ImportSettings) -> None:

@@ -212,7 +212,7 @@ def test_a_wrong_settings_file_exits_with_2(run: Run, tmp_path: Path) -> None:
     (tmp_path / "items.yaml").write_text("has_headers: maybe\n")
     result = run("import-csv", "items", tmp_path / "items.csv")
     assert result.exit_code == 2
-    assert "items.yaml: has_headers must be a bool, not 'maybe'" in result.stderr
+    assert "items.yaml: has_headers must be true or false, not text" in result.stderr
 
 
 @pytest.mark.parametrize("content", [None, "{}", "{connection_settings: {host: none.invalid}}"])

@@ -149,7 +149,7 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
 def test_a_config_that_contains_itself_is_an_error() -> None:
     config: dict[str, Any] = {"a": []}
     config["a"].append(config)
-    with pytest.raises(ConfigError, match="a nests deeper"):
+    with pytest.raises(ConfigError, match="the mapping has a part that holds itself"):
         resolve_env_vars(config)
 
 

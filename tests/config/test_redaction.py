@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flask_pgmonkey.config import is_secret_key, redact_config
-from flask_pgmonkey.config.libpq import KEYWORDS, PASSWORD_KEYWORDS
+from flask_pgmonkey.cli.errors import without_uris
+from flask_pgmonkey.config import check_config, is_secret_key, redact_config, resolve_env_vars
+from flask_pgmonkey.config.libpq import KEYWORDS, PASSWORD_KEYWORDS, is_connection_string
 from flask_pgmonkey.errors import ConfigError
 
 SECRET_KEYS = [
@@ -53,7 +56,17 @@ def test_empty_values_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["postgresql://app:hunter2@db/shop", "host=db password=hunter2", "x passwd = hunter2"]
+    "text",
+    [
+        "postgresql://app:hunter2@db/shop",
+        "see http://a/b and postgresql://app:hunter2@db",
+        "postgresql://app:hun/ter2@hunter2",
+        "a://b:hunter2://c@d",
+        "host=db password=hunter2",
+        "x passwd = hunter2",
+        "PGPASSWORD=hunter2",
+        "a=b;passwd=hunter2",
+    ],
 )
 def test_a_connection_string_is_redacted_under_any_key(text: str) -> None:
     config = {"connection_settings": {"application_name": text}, "list": [text]}
@@ -80,6 +93,37 @@ def test_options_show_without_the_settings_that_are_secret(options: str, shown: 
     assert redact_config(config) == {"connection_settings": {"options": shown or options}}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "passw" * 100_000,
+        "passw " * 100_000,
+        "a" * 500_000 + " =",
+        "://:" * 100_000,
+        "://a:" * 100_000 + "/",
+        "://" * 100_000 + "@",
+        "a:" * 200_000,
+        "=" * 500_000,
+        "\\" * 500_000,
+        "-c a=" * 100_000,
+        " " * 500_000,
+        "://" + "'" * 500_000 + "x",
+    ],
+)
+def test_looking_for_secrets_takes_time_in_proportion(text: str) -> None:
+    start = time.monotonic()
+    redact_config({"host": text, "options": text})
+    is_connection_string(text)
+    without_uris(text)
+    check_config({"x-a": text})
+    for key in ("host", "password", "uri", "options"):
+        with suppress(ConfigError):
+            check_config({"connection_settings": {key: text}})
+    with suppress(ConfigError):
+        resolve_env_vars({"a": text, "password": text})
+    assert time.monotonic() - start < 4
+
+
 def test_the_copy_is_deep() -> None:
     config: dict[str, Any] = {"a": {"b": [1, {"c": 2}]}}
     copied = redact_config(config)
@@ -91,7 +135,11 @@ def test_the_copy_is_deep() -> None:
 def test_a_config_that_contains_itself_is_an_error() -> None:
     config: dict[str, Any] = {}
     config["a"] = config
-    with pytest.raises(ConfigError, match="nests deeper"):
+    with pytest.raises(ConfigError, match="has a part that holds itself"):
+        redact_config(config)
+    for _ in range(101):
+        config = {"a": config}
+    with pytest.raises(ConfigError):
         redact_config(config)
     with pytest.raises(ConfigError, match="must be a mapping"):
         redact_config(None)  # type: ignore[arg-type]

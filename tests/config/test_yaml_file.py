@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from flask_pgmonkey.config import load_config, normalize_config, read_config
+from flask_pgmonkey.config import (
+    check_config,
+    load_config,
+    normalize_config,
+    read_config,
+    redact_config,
+    resolve_env_vars,
+)
 from flask_pgmonkey.csv_transfer import read_import_settings
 from flask_pgmonkey.errors import ConfigError
 
@@ -29,6 +37,7 @@ def error_of(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+    assert caught.value.__context__ is None
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -126,11 +135,30 @@ def test_a_second_document_is_an_error_that_says_so(path: Path, text: str) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["password: !!int hunter2", "a: " + "[" * 5000, "? [a, {b: c}]\n: x", "{? {}: x}"]
+    "text",
+    [
+        "password: !!int hunter2",
+        "password: !!int ''",
+        "password: !!bool hunter2",
+        "password: !!float hunter2",
+        "password: !!timestamp hunter2",
+        "password: !!binary hünter2",
+        "password: !!null [hunter2]",
+        "password: !!omap {hunter2: 1}",
+        "password: !!set [hunter2]",
+        "password: !!python/object:os.system hunter2",
+        "password: !hunter2 1",
+        "password: *hunter2",
+        "password: !!timestamp 2001-99-99",
+        "a: " + "[" * 5000,
+        "? [a, {b: c}]\n: x",
+        "{? {}: x}",
+    ],
 )
 def test_what_yaml_cannot_build_is_an_error(path: Path, text: str) -> None:
     message = error_of(write(path, text))
     assert "not valid YAML" in message
+    assert "line 1:" in message or "[[[" in text
     assert "hunter2" not in message
 
 
@@ -304,22 +332,57 @@ def test_a_file_is_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert len(caplog.messages) == 1
 
 
-def test_a_file_whose_aliases_multiply_is_read_at_once(path: Path) -> None:
-    lines = ["a0: &a0 {host: a}"]
-    for level in range(1, 25):
-        aliases = ", ".join(f"k{number}: *a{level - 1}" for number in range(9))
-        lines.append(f"a{level}: &a{level} {{{aliases}}}")
-    write(path, "\n".join(lines))
-    with pytest.raises(ConfigError, match="a0 is not a known key"):
-        read_config(path)
+def bomb(kind: str) -> str:
+    """YAML of some hundred bytes whose aliases come to 9 ** 12 values."""
+    first, written, alias = {
+        "mappings": ("{x: a}", "{%s}", "k%d: *a%d"),
+        "lists": ("[x]", "[%s]", "*a%.0s%d"),
+        "merges": ("{x: a}", "{<<: [%s]}", "*a%.0s%d"),
+    }[kind]
+    lines = [f"x-0: &a0 {first}"]
+    for level in range(1, 13):
+        aliases = ", ".join(alias % (number, level - 1) for number in range(9))
+        lines.append(f"x-{level}: &a{level} {written % aliases}")
+    return "\n".join([*lines, "connection_settings: {options: *a12, password: *a12}"])
 
 
-def test_a_mapping_that_contains_itself_is_searched_for_secrets_once(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write(path, "a: &a\n  b: *a\n  password: hunter2\n", 0o644)
-    assert load_config(path)["a"]["password"] == "hunter2"
-    assert caplog.text.count("chmod 600") == 1
+@pytest.mark.parametrize("kind", ["mappings", "lists", "merges"])
+def test_a_file_whose_aliases_multiply_is_refused_at_once(path: Path, kind: str) -> None:
+    write(path, bomb(kind))
+    start = time.monotonic()
+    for read in (load_config, read_config, check_config):
+        with pytest.raises(ConfigError, match="comes to more than 100,000 values"):
+            read(path)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("kind", ["mappings", "lists"])
+@pytest.mark.parametrize("resolve_env", [False, True])
+def test_a_mapping_whose_parts_multiply_is_refused_at_once(kind: str, resolve_env: bool) -> None:
+    config = yaml.safe_load(bomb(kind))
+    start = time.monotonic()
+    for use in (
+        lambda: read_config(config, resolve_env=resolve_env),
+        lambda: check_config(config, resolve_env=resolve_env),
+        lambda: resolve_env_vars(config),
+        lambda: redact_config(config),
+    ):
+        with pytest.raises(ConfigError, match="comes to more than 100,000 values"):
+            use()
+    assert time.monotonic() - start < 1
+
+
+def test_a_long_text_counts_as_often_as_it_stands_somewhere() -> None:
+    config = {"x-long": ["${HOME}" + "x" * 1_000_000] * 1000}
+    with pytest.raises(ConfigError, match="comes to more than 100,000 values"):
+        resolve_env_vars(config)
+
+
+@pytest.mark.parametrize("text", ["x-a: &a\n  b: *a\n", "x-a: &a [*a]", "x-a: &a {<<: *a}"])
+def test_what_holds_itself_is_an_error(path: Path, text: str) -> None:
+    write(path, text)
+    with pytest.raises(ConfigError, match=r"db\.yaml has a part that holds itself"):
+        load_config(path)
 
 
 def test_a_key_that_begins_with_x_is_a_place_for_anchors(path: Path) -> None:

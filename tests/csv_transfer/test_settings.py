@@ -86,11 +86,11 @@ def test_a_file_of_another_program_is_refused_with_the_remedy(
     [
         ("delimiter: ','\nhas_header: true\n", "'has_header' is no import.*'has_headers'"),
         ("has_header: true\n", "did you mean 'has_headers'"),
-        ("has_headers: 1\n", "has_headers must be a bool, not 1"),
-        ("delimiter: [1]\n", "delimiter must be a str"),
-        ("delimiter: ab\n", "delimiter: 'ab' is not one ASCII character"),
-        ("quotechar: ''\n", "quotechar: '' is not one ASCII character"),
-        ("encoding: nope\n", "encoding: unknown encoding: nope"),
+        ("has_headers: 1\n", "has_headers must be true or false, not a number"),
+        ("delimiter: [1]\n", "delimiter must be text, not a list"),
+        ("delimiter: ab\n", "delimiter must be one ASCII character"),
+        ("quotechar: ''\n", "quotechar must be one ASCII character"),
+        ("encoding: nope\n", "encoding must be the name of an encoding"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, told: str) -> None:
@@ -98,3 +98,27 @@ def test_a_mistake_is_named(tmp_path: Path, text: str, told: str) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError, match=rf"(?s)orders\.yaml: .*{told}"):
         read_import_settings(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "encoding: {password: hunter2}\n",
+        "encoding: hunter2\n",
+        "delimiter: hunter2\n",
+        "has_headers: hunter2\n",
+        "has_headers: !!bool hunter2\n",
+        "'password=hunter2': 1\n",
+        "password: hunter2 \xff\n",
+        "a: hunter2\n---\nb: 1\n",
+        "a: hunter2\na: hunter2\n",
+        "a: &a [*a, hunter2]\n",
+    ],
+)
+def test_no_error_shows_a_value(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "orders.yaml"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError) as caught:
+        read_import_settings(path)
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__context__ is None
