@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +31,7 @@ class Target:
 
     name: str
     """The bind's name, or the path that ``--config`` gave; ``URI`` if that was one."""
-    source: ConfigSource
+    source: ConfigSource = field(repr=False)  # secrets included
     resolve_env: bool
     allow_sensitive_defaults: bool
     app: Flask | None = None

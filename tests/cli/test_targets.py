@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flask_pgmonkey.cli.targets import find_targets
+from flask_pgmonkey.cli.targets import Target, find_targets
 from flask_pgmonkey.errors import ConfigError
 
 from ..servers import PrivateServer
@@ -130,3 +130,11 @@ def test_a_uri_for_a_bind_is_an_error_without_it(
     assert shown.exit_code == 2
     assert "The app has no bind 'postgresql://…'; its binds are: default." in shown.stderr
     assert "planted" not in shown.stderr
+
+
+def test_nothing_of_a_target_shows_a_secret() -> None:
+    (target,) = find_targets("postgresql://app:hunter2@db/shop", None)
+    assert target.source == "postgresql://app:hunter2@db/shop"
+    mapping = Target("default", {"connection_settings": {"password": "hunter2"}}, False, False)
+    for shown in (target, mapping):
+        assert "hunter2" not in f"{shown!r} {shown} {shown.config!r}"
