@@ -112,8 +112,13 @@ def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoR
     refusal = f"{config.origin}: {section}.{name}: the server refuses it"
     unresolved = config.unresolved
     if is_secret_key(name) or unresolved.is_resolved(unresolved.sections[section][name]):
-        # The server's own words quote the value.
-        raise ConfigError(f"{refusal}: {type(error).__name__}") from None
+        quiet = ConfigError(f"{refusal}: {type(error).__name__}")
+        try:
+            raise quiet from None
+        finally:
+            # The server's own words quote the value: hidden from tracebacks is not enough, since
+            # tools that collect errors follow the context too.
+            quiet.__context__ = None
     raise ConfigError(f"{refusal}: {error}") from error
 
 

@@ -262,6 +262,7 @@ async def test_a_refused_setting_does_not_show_what_a_reference_stands_for(
     with pytest.raises(ConfigError, match=r"work_mem.*InvalidParameterValue") as refused:
         await get(config, case.connection_type, resolve_env=True)
     assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+    assert refused.value.__context__ is None
 
 
 @sync_and_async
