@@ -40,6 +40,7 @@ from .queries import (
     outermost_transaction,
 )
 from .streaming import RowStream
+from .unavailable import answer_outages
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
@@ -61,6 +62,7 @@ _KEYS = (
     "PGMONKEY_BINDS",
     "PGMONKEY_RESOLVE_ENV",
     "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS",
+    "PGMONKEY_UNAVAILABLE",
 )
 
 
@@ -332,6 +334,7 @@ class PGMonkey(BoundDatabase[Row]):
         _warn_of_unknown_keys(app)
         resolve_env = _switch(app, "PGMONKEY_RESOLVE_ENV")
         allow_defaults = _switch(app, "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS")
+        with_503 = _switch(app, "PGMONKEY_UNAVAILABLE", default=True)
         sources = dict(self._sources(app))
         for name, source in sources.items():
             if source != _EMBEDDED:
@@ -354,6 +357,8 @@ class PGMonkey(BoundDatabase[Row]):
         )
         app.extensions["pgmonkey"] = self
         app.teardown_appcontext(release_what_the_context_holds)
+        if with_503:
+            answer_outages(app)
 
     def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
         config = app.config.get("PGMONKEY_CONFIG", self._config)
@@ -505,9 +510,10 @@ def _warn_of_unknown_keys(app: Flask) -> None:
             logger.warning("The app config has an unknown key, %s; %s", key, remedy)
 
 
-def _switch(app: Flask, key: str) -> bool:
+def _switch(app: Flask, key: str, default: bool = False) -> bool:
+    value = app.config.get(key)
     # From the environment comes text, such as "False".
-    return switch(Setting(key, app.config.get(key) or False, ""))
+    return default if value is None else switch(Setting(key, value or False, ""))
 
 
 def _located(app: Flask, key: str, source: object) -> ConfigSource:

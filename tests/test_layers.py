@@ -15,7 +15,7 @@ LAYERS = [
     {"cli", "monitor", "testing"},
     {"csv_transfer", "server_audit", "codegen"},
     {"extension"},
-    {"contexts"},
+    {"contexts", "unavailable"},
     {"aio"},
     {"background", "database"},
     {"queries_async", "streaming"},
