@@ -12,7 +12,14 @@ from typing import Any
 
 import flask.globals
 import psycopg
-from flask import Flask, Request, has_request_context, request, request_tearing_down
+from flask import (
+    Flask,
+    Request,
+    appcontext_popped,
+    has_request_context,
+    request,
+    request_tearing_down,
+)
 from flask.ctx import AppContext
 from psycopg.pq import TransactionStatus
 
@@ -24,6 +31,7 @@ from .queries import Transaction
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _ON_G = "_pgmonkey"
+_ON_G_AFTER_END = "_pgmonkey_after_end"
 _IDLE = TransactionStatus.IDLE
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 _AT_WORK = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
@@ -31,11 +39,15 @@ _AT_WORK = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
 # Flask's own variables: its proxies cost a microsecond at each access. Since Flask 3.2 a request is
 # an app context, so that none shares one that it did not begin.
 _app_context: ContextVar[AppContext] = flask.globals._cv_app
+_after_end: ContextVar[Any] = ContextVar("_after_end", default=None)
 _request_context: ContextVar[Any] = getattr(flask.globals, "_cv_request", ContextVar("no request"))
 
 
 class Context(dict[object, "HeldConnection"]):
-    """What ``g`` holds for us: a connection for each bind."""
+    """What ``g`` holds for us: a connection for each bind.
+
+    :ivar ended_push: the push that our teardown was called for.
+    """
 
     ended_push: object = None
 
@@ -304,8 +316,12 @@ def held_connection(bind: object, get_pool: Callable[[Flask], PoolConnection]) -
             return held
     elif context is not None:
         push = _current_push(app_context)
-        if push is None or push is context.ended_push:
+        if push is None:
             raise error_of_ended_context()
+        if push is context.ended_push:
+            return _context_after_end(app_context).setdefault(
+                bind, HeldConnection(app_context.app, get_pool)
+            )
         g.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
     # Threads of one context may come here at the same time; all get the same one.
     shared: Context = g.setdefault(_ON_G, Context())
@@ -322,11 +338,33 @@ def release_what_the_context_holds(exc: BaseException | None) -> None:
     g = app_context.g
     context: Context = g.get(_ON_G) or g.setdefault(_ON_G, Context())
     context.ended_push = _current_push(app_context) or context
+    _end_all(context)
+
+
+def _end_all(context: Context) -> None:
     for held in list(context.values()):
         try:
             held.end_context()
         except Exception:
             logger.exception("Could not release the connection of %s", describe_context())
+
+
+def _context_after_end(app_context: AppContext) -> Context:
+    """What is held between our teardown and the end of the push, by receivers of the signal
+    ``appcontext_tearing_down``, which Flask sends last."""
+    # That push's end is not told to apps that have no such receivers.
+    appcontext_popped.connect(_end_what_came_after_the_end, app_context.app)
+    after_end: Context = app_context.g.setdefault(_ON_G_AFTER_END, Context())
+    _after_end.set(app_context.g)
+    return after_end
+
+
+def _end_what_came_after_the_end(sender: Flask, **extra: object) -> None:
+    """Flask's signal ``appcontext_popped``."""
+    g = _after_end.get(None)
+    if g is not None:
+        _after_end.set(None)
+        _end_all(g.pop(_ON_G_AFTER_END, Context()))
 
 
 def _roll_back_what_the_request_left(sender: Flask, **extra: object) -> None:

@@ -357,6 +357,8 @@ class PGMonkey(BoundDatabase[Row]):
         )
         app.extensions["pgmonkey"] = self
         app.teardown_appcontext(release_what_the_context_holds)
+        # Flask calls the last one first: whichever was registered before may still query.
+        app.teardown_appcontext_funcs.insert(0, app.teardown_appcontext_funcs.pop())
         if with_503:
             answer_outages(app)
 
