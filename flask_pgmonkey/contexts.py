@@ -34,7 +34,8 @@ _ON_G = "_pgmonkey"
 _ON_G_AFTER_END = "_pgmonkey_after_end"
 _IDLE = TransactionStatus.IDLE
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
-_AT_WORK = (*_IN_TRANSACTION, TransactionStatus.ACTIVE)
+_ACTIVE = TransactionStatus.ACTIVE
+_AT_WORK = (*_IN_TRANSACTION, _ACTIVE)
 
 # Flask's own variables: its proxies cost a microsecond at each access. Since Flask 3.2 a request is
 # an app context, so that none shares one that it did not begin.
@@ -155,6 +156,29 @@ class HeldConnection:
         finally:
             self.uses.pop()
 
+    def release(self) -> None:
+        """Give the connection back before the context ends; the next query borrows again.
+
+        :raises psycopg.ProgrammingError: where something still goes on on it.
+        """
+        with self._lock:
+            conn = self.conn
+            if conn is None:
+                return
+            if self.open_transactions or conn.pgconn.transaction_status in _IN_TRANSACTION:
+                raise psycopg.ProgrammingError(
+                    "release() within a transaction: the connection can go back at its end, so"
+                    " make the slow call before the transaction or after it"
+                )
+            self.conn = None  # first this: who comes now waits for the lock
+            if self.uses or _is_busy(conn):
+                self.conn = conn
+                raise psycopg.ProgrammingError(
+                    "release() while a query, a COPY or a pipeline is under way on the connection,"
+                    " around this call or in another thread of this context"
+                )
+        conn.record.source.release(conn)
+
     def _notice_request(self, request_context: Any) -> None:
         """Note that the queries are those of another request now."""
         self._request = request_context
@@ -258,7 +282,7 @@ class HeldConnection:
     def _roll_back(
         self, conn: ServerConnection, leftover: list[OpenTransaction], by_hand: bool
     ) -> None:
-        is_busy = conn.pgconn.transaction_status == TransactionStatus.ACTIVE
+        is_busy = conn.pgconn.transaction_status == _ACTIVE
         target = conn.record.source.config.target
         logger.warning(
             "%s left %s on its connection to %s: it is rolled back. Use 'with db.transaction():'.",
@@ -412,6 +436,14 @@ def _current_push(app_context: Any) -> object:
     if pushes is None:
         return getattr(app_context, "_cv_token", None)
     return pushes[-1] if pushes else None
+
+
+def _is_busy(conn: ServerConnection) -> bool:
+    """Whether a query, a COPY or a pipeline is under way on *conn*."""
+    pgconn = conn.pgconn
+    return (
+        conn.lock.locked() or pgconn.transaction_status == _ACTIVE or bool(pgconn.pipeline_status)
+    )
 
 
 def _can_take_a_query(conn: ServerConnection) -> bool:

@@ -156,6 +156,15 @@ class BoundDatabase(Queries[Row]):
         """A cursor on :attr:`connection`; takes what :meth:`psycopg.Connection.cursor` takes."""
         return cast("psycopg.Cursor[Any]", self.connection.cursor(*args, **kwargs))
 
+    def release(self) -> None:
+        """Give the app context's connection back now, before a slow call that needs none.
+
+        The next query borrows again. What :attr:`connection` gave is not the caller's any more.
+
+        :raises psycopg.ProgrammingError: within a transaction, a COPY or a pipeline.
+        """
+        self._held().release()
+
     @contextmanager
     def transaction(
         self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None

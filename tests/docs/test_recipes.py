@@ -18,6 +18,8 @@ import psycopg
 import pytest
 import yaml
 
+from flask_pgmonkey.connections import borrowed_connections
+
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS / "recipes"
 
@@ -53,6 +55,7 @@ APPS = {
     "background_job",
     "transactions",
     "streaming",
+    "slow_calls",
 }
 
 SCHEMA = """
@@ -255,5 +258,35 @@ def test_a_stream_of_any_size(load: Callable[[str], ModuleType]) -> None:
     lines = recipe.app.test_client().get("/numbers.csv").text.splitlines()
     assert len(lines) == 100_000
     assert lines[-1] == "100000,200000"
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
+
+
+def test_slow_calls_hold_no_connection(
+    load: Callable[[str], ModuleType],
+    tables: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = load("slow_calls")
+    borrowed: list[list[str]] = []
+
+    def ask_another_service(name: str) -> str:
+        borrowed.append(borrowed_connections())
+        return name.upper()
+
+    monkeypatch.setattr(recipe, "ask_another_service", ask_another_service)
+    client = recipe.app.test_client()
+    for name in ("Ada", "Grace"):
+        assert client.post(f"/users/{name}/nickname").status_code == 201
+    response = client.get("/events", buffered=False)
+    events = iter(response.iter_encoded())
+    assert [next(events), next(events)] == [b"data: Ada\n\n", b"data: Grace\n\n"]
+    borrowed.append(borrowed_connections())
+    response.close()
+    assert borrowed == [[], [], []]
+    assert tables.execute("SELECT name FROM nicknames ORDER BY name").fetchall() == [
+        ("ADA1",),
+        ("GRACE2",),
+    ]
     with recipe.app.app_context():
         recipe.db.clear_cache()
