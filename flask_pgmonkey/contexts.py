@@ -129,6 +129,7 @@ class HeldConnection:
                 raise error_of_ended_context()
             self.conn = conn = self._get_pool(self._app).borrow(autocommit=True)
             conn.record.uses = self.uses
+            conn.record.is_handed_out = False
             return conn
 
     def take_over(self) -> tuple[ServerConnection, bool]:
@@ -146,10 +147,10 @@ class HeldConnection:
                     raise error_of_ended_context()
                 if self.conn is conn:
                     self.conn = None  # first this: who comes now waits for the lock
-                    if len(self.uses) == 1:
+                    if len(self.uses) == 1 and not (conn.record.is_handed_out or _is_busy(conn)):
                         return conn, True
                     self.conn = conn
-            # Another thread of this context is using it.
+            # Another thread of this context is using it, or somebody has a cursor or a COPY on it.
             own = self._get_pool(app).borrow(autocommit=True)
             own.record.uses = self.uses
             return own, True

@@ -150,6 +150,7 @@ class BoundDatabase(Queries[Row]):
         held = self._held()
         conn = held.begin_use()
         held.uses.pop()
+        conn.record.is_handed_out = True
         return conn
 
     def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
@@ -239,7 +240,9 @@ class BoundDatabase(Queries[Row]):
 
         The query runs at the call. The stream takes over the context's connection and gives it
         back when it ends, is closed or dropped, which may be after the request: the next query
-        borrows another. Within a transaction the stream lives as long as that.
+        borrows another. One that :attr:`connection` or :meth:`cursor` gave, or that is at work,
+        stays the context's, and the stream borrows its own. Within a transaction the stream lives
+        as long as that.
         """
         held = self._held()
         conn, is_own = held.take_over()

@@ -282,17 +282,22 @@ class Transaction(Queries[Row]):
     @property
     def connection(self) -> psycopg.Connection[Row]:
         """The psycopg connection that the transaction is on."""
-        return self._begin_use()
+        return self._hand_out()
 
     def cursor(self, *args: Any, **kwargs: Any) -> psycopg.Cursor[Any]:
         """A cursor; takes what :meth:`psycopg.Connection.cursor` takes."""
-        return cast("psycopg.Cursor[Any]", self._begin_use().cursor(*args, **kwargs))
+        return cast("psycopg.Cursor[Any]", self._hand_out().cursor(*args, **kwargs))
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction[Row]]:
         """A savepoint: an exception in its block undoes what the block did."""
         with nested_transaction(self._begin_use()) as nested:
             yield nested
+
+    def _hand_out(self) -> ServerConnection:
+        conn = self._begin_use()
+        conn.record.is_handed_out = True
+        return conn
 
     def _begin_use(self) -> ServerConnection:
         if self._conn is None:

@@ -271,17 +271,22 @@ class AsyncTransaction(AsyncQueries[Row]):
     @property
     def connection(self) -> psycopg.AsyncConnection[Row]:
         """The psycopg connection that the transaction is on."""
-        return self._begin_use()
+        return self._hand_out()
 
     def cursor(self, *args: Any, **kwargs: Any) -> psycopg.AsyncCursor[Any]:
         """A cursor; takes what :meth:`psycopg.AsyncConnection.cursor` takes."""
-        return cast("psycopg.AsyncCursor[Any]", self._begin_use().cursor(*args, **kwargs))
+        return cast("psycopg.AsyncCursor[Any]", self._hand_out().cursor(*args, **kwargs))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncTransaction[Row]]:
         """A savepoint: an exception in its block undoes what the block did."""
         async with nested_async_transaction(self._begin_use()) as nested:
             yield nested
+
+    def _hand_out(self) -> AsyncServerConnection:
+        conn = self._begin_use()
+        conn.record.is_handed_out = True
+        return conn
 
     def _begin_use(self) -> AsyncServerConnection:
         if self._conn is None:

@@ -88,7 +88,9 @@ def test_rows_are_fetched_a_batch_at_a_time(
     app: Flask, db: PGMonkey, batch_size: int, fetches: int
 ) -> None:
     with app.app_context():
-        with count_round_trips(db.connection) as counted:
+        conn = db.connection
+        db.release()  # so that the stream borrows it anew
+        with count_round_trips(conn) as counted:
             rows = db.stream("SELECT generate_series(1, 1000)", batch_size=batch_size)
             assert len(list(rows)) == 1000
         begin_declare_describe_close_commit = 5
@@ -108,6 +110,68 @@ def test_it_takes_over_the_connection_and_the_next_query_borrows_anew(
         assert next(rows) == (pid,)
         assert list(rows) == []
         assert len(borrowed_connections()) == 1
+
+
+def hold_connection(db: PGMonkey) -> psycopg.Connection[Any]:
+    return db.connection
+
+
+def hold_cursor(db: PGMonkey) -> psycopg.Connection[Any]:
+    return db.cursor().execute("SELECT 1").connection
+
+
+def hold_connection_of_transaction(db: PGMonkey) -> psycopg.Connection[Any]:
+    with db.transaction() as tx:
+        return tx.connection
+
+
+def hold_cursor_of_transaction(db: PGMonkey) -> psycopg.Connection[Any]:
+    with db.transaction() as tx:
+        return tx.cursor().connection
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        hold_connection,
+        hold_cursor,
+        hold_connection_of_transaction,
+        hold_cursor_of_transaction,
+    ],
+)
+def test_it_does_not_take_over_what_was_handed_out(
+    app: Flask, db: PGMonkey, hold: Callable[[PGMonkey], psycopg.Connection[Any]]
+) -> None:
+    with app.app_context():
+        held = hold(db)
+        rows = db.stream("SELECT pg_backend_pid() FROM generate_series(1, 2)", batch_size=1)
+        (pid,) = next(rows)
+        assert pid != held.info.backend_pid
+        # What was held is the context's as before, in autocommit.
+        assert db.connection is held
+        assert held.execute("SELECT 1").fetchall() == [(1,)]
+        assert held.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert list(rows) == [(pid,)]
+        assert db.connection is held
+        # What is borrowed next was given to nobody yet.
+        db.release()
+        pid = db.fetch_value("SELECT pg_backend_pid()")
+        assert list(db.stream("SELECT pg_backend_pid()")) == [(pid,)]
+    assert borrowed_connections() == []
+
+
+def test_within_a_copy_or_a_pipeline_it_borrows_its_own(app: Flask, db: PGMonkey) -> None:
+    with app.app_context():
+        db.execute("CREATE TABLE t (n integer)")
+        with db.cursor().copy("COPY t FROM STDIN") as copy:
+            for row in db.stream("SELECT generate_series(1, 3)", batch_size=1):
+                copy.write_row(row)
+        assert db.fetch_value("SELECT sum(n) FROM t") == 6
+        with db.connection.pipeline():
+            first = db.cursor().execute("SELECT 1")
+            assert list(db.stream("SELECT 2")) == [(2,)]
+            assert first.fetchall() == [(1,)]
+    assert borrowed_connections() == []
 
 
 def test_what_the_query_writes_is_committed_at_the_end(app: Flask, db: PGMonkey) -> None:

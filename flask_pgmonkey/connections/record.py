@@ -38,6 +38,8 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar poll_socket: tells, without a wait when called with 0, whether there is something to read.
     :ivar uses: where the queries that run on it are counted, if anybody counts them: an entry for
         each, because appending and popping take no lock.
+    :ivar is_handed_out: whether whoever borrowed it for queries of ours gave it to others, who may
+        have cursors on it.
     :ivar is_marked: whether a statement left state on the session that outlives its transaction.
     :ivar plans_changed: its opener's count when its prepared statements were last dropped.
     :ivar borrower: who has borrowed it, and *stack* from where, if ``leak_threshold`` is on.
@@ -48,6 +50,7 @@ class ConnectionRecord(Generic[SourceT]):
         "attributes",
         "borrowed_at",
         "borrower",
+        "is_handed_out",
         "is_marked",
         "leak_logged",
         "notice_handlers",
@@ -70,6 +73,7 @@ class ConnectionRecord(Generic[SourceT]):
         self.poll_socket: Callable[[int], object] = socket_poll(conn.pgconn.socket)
         self.borrowed_at: float = 0.0
         self.uses: list[None] = []
+        self.is_handed_out: bool = False
         self.plans_changed: int = opener.plans_changed
         self.borrower: str = ""
         self.stack: traceback.StackSummary | None = None
