@@ -11,12 +11,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolTimeout, TooManyRequests
 
 from ..config import PoolSettings
 from .connect_errors import LastFailure, copy_for_waiter, seconds
+from .liveness import Pulse
 
 if TYPE_CHECKING:
+    from psycopg_pool.base import BasePool
+
     from .record import ConnectionRecord
     from .server_connection import ServerConnection
     from .server_connection_async import AsyncServerConnection
@@ -110,36 +113,62 @@ class BorrowedConnections:
             return True
         return False
 
-    def explain_timeout(
-        self, failure: LastFailure, stats: dict[str, int], start: float, timeout: float
+    def explain_refusal(
+        self,
+        refusal: PoolTimeout | TooManyRequests,
+        pool: BasePool,
+        failure: LastFailure,
+        pulse: Pulse,
+        start: float,
+        timeout: float,
     ) -> tuple[Exception, BaseException | None]:
-        """The error, and its cause, for a borrower who began at *start* and whose time ran out."""
-        if self._borrowed:
-            return self._exhausted(timeout, stats), failure.since(start)
-        if failure.error is not None:
-            return copy_for_waiter(failure.error), failure.error.__cause__
-        return self._unanswered(timeout), None
+        """The error, and its cause, for a borrower whom *pool* refused a connection.
 
-    def _exhausted(self, timeout: float, stats: dict[str, int]) -> PoolTimeout:
-        borrowed = [conn.record for conn in self.all_borrowed()]
-        message = (
+        :param failure: the last one to connect.
+        :param pulse: of the last connection that the borrower was given.
+        :param start: when the borrower began, by ``time.monotonic``.
+        """
+        stats = pool.get_stats()
+        lent = [conn.record for conn in self.all_borrowed() if conn._pool is pool]
+        if len(lent) < stats["pool_max"]:
+            error = failure.error if isinstance(refusal, TooManyRequests) else failure.since(start)
+            if error is not None:
+                return copy_for_waiter(error), error.__cause__
+        if isinstance(refusal, TooManyRequests):
+            return refusal, None
+        if len(lent) < stats["pool_max"]:
+            return self._not_opened(len(lent), stats, pulse, timeout), failure.error
+        return self._exhausted(lent, stats, timeout), None
+
+    def _exhausted(
+        self, lent: list[ConnectionRecord[Any]], stats: dict[str, int], timeout: float
+    ) -> PoolTimeout:
+        longest = min(lent, key=_borrowed_at)
+        held = seconds(monotonic() - longest.borrowed_at)
+        return PoolTimeout(
             f"no connection to {self._target} came free within {seconds(timeout)}:"
-            f" {len(borrowed)} of at most {stats['pool_max']} are borrowed,"
-            f" {stats['requests_waiting']} others wait"
-        )
-        if borrowed:
-            longest = min(borrowed, key=_borrowed_at)
-            held = seconds(monotonic() - longest.borrowed_at)
-            message += f"; the longest has been out for {held}{_by(longest)}"
-        return PoolTimeout(
-            f"{message}. Hold connections for a shorter time, or raise max_size or timeout"
+            f" {len(lent)} of at most {stats['pool_max']} are borrowed,"
+            f" {stats['requests_waiting']} others wait;"
+            f" the longest has been out for {held}{_by(longest)}."
+            " Hold connections for a shorter time, or raise max_size or timeout"
         )
 
-    def _unanswered(self, timeout: float) -> PoolTimeout:
+    def _not_opened(
+        self, lent: int, stats: dict[str, int], pulse: Pulse, timeout: float
+    ) -> PoolTimeout:
+        if pulse is Pulse.DEAD:
+            reason = "those that could be had were closed by the server again"
+        elif pulse is not Pulse.ALIVE:
+            reason = "the server has not answered a ping"
+        else:
+            reason = (
+                "the attempt to open one has not ended. It may take as long as connect_timeout"
+                " says, and then what sync_settings and 'configure' take; only a timeout above"
+                " that shows its error"
+            )
         return PoolTimeout(
-            f"no connection to {self._target} could be opened within {seconds(timeout)}: the"
-            " server has not answered. An attempt may take as long as connect_timeout says; only"
-            " a timeout above that shows its error"
+            f"no connection to {self._target} could be had within {seconds(timeout)}"
+            f" ({lent} of at most {stats['pool_max']} are borrowed): {reason}"
         )
 
     def all_borrowed(self) -> list[ServerConnection | AsyncServerConnection]:

@@ -16,7 +16,7 @@ from psycopg_pool import PoolTimeout
 
 from ..config import Config
 from .base import Block, DescribeBorrower, StateOfBlocks, SyncConnectionObject
-from .connect_errors import can_pass, seconds
+from .connect_errors import LastFailure, can_pass, copy_for_waiter, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping
 from .record import attributes_of
 from .server_connection import ServerConnection
@@ -43,6 +43,11 @@ class _Turn:
         self.blocks: list[_TurnBlock] = []
         self.is_ending = False
         self.is_refused = False  # a block ended before one that was nested in it
+
+    @property
+    def who(self) -> str:
+        """Who has or wants the connection, for messages."""
+        return f"thread {self.thread.name!r}"
 
     def note_end_of(self, block: _TurnBlock) -> None:
         """To be called before *block* ends."""
@@ -72,6 +77,7 @@ class _NormalState(StateOfBlocks[_TurnBlock]):
         self.openings: SingleFlight[ServerConnection] = SingleFlight()
         self.free = threading.Condition()
         self.line: list[_Turn] = []  # the first has the connection, the others wait
+        self.failure: LastFailure = LastFailure()
 
 
 class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
@@ -129,7 +135,11 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
         return bool(self._states.here().line)
 
     def _open(self, state: _NormalState) -> ServerConnection:
-        return state.conn or state.openings.run("connection", lambda: self._open_new(state))
+        try:
+            return state.conn or state.openings.run("connection", lambda: self._open_new(state))
+        except Exception as error:
+            state.failure.note(error)
+            raise
 
     def _open_new(self, state: _NormalState) -> ServerConnection:
         if state.conn is None:
@@ -180,14 +190,21 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
                 line.remove(turn)
                 return False
             if line[0] is not turn:
-                raise PoolTimeout(
-                    f"the normal connection to {self.config.target} did not come free within"
-                    f" {seconds(timeout)}: thread {line[0].thread.name!r} has held it for"
-                    f" {seconds(monotonic() - line[0].began_at)}. Use the pool type where"
-                    " threads work at the same time"
-                )
+                raise self._timed_out(line[0], turn, timeout)
             turn.began_at = monotonic()
             return True
+
+    def _timed_out(self, holder: _Turn, turn: _Turn, timeout: float) -> Exception:
+        """The error of *turn*, which waited in vain for *holder* to end."""
+        if holder.conn is None and (error := turn.state.failure.since(turn.began_at)):
+            return copy_for_waiter(error)
+        doing = "held it" if holder.conn is not None else "been opening it"
+        return PoolTimeout(
+            f"the normal connection to {self.config.target} did not come free within"
+            f" {seconds(timeout)}: {holder.who} has {doing} for"
+            f" {seconds(monotonic() - holder.began_at)}. Use the pool type where threads work at"
+            " the same time"
+        )
 
     def _end_turn(self, turn: _Turn) -> None:
         with turn.state.free:

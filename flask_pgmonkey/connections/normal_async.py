@@ -18,7 +18,7 @@ from psycopg_pool import PoolTimeout
 from ..config import Config
 from .base import Block, DescribeBorrower
 from .base_async import AsyncConnectionObject, StateOnLoop
-from .connect_errors import can_pass, seconds
+from .connect_errors import LastFailure, can_pass, copy_for_waiter, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop
 from .normal import PAUSE_BETWEEN_ATTEMPTS
@@ -47,7 +47,7 @@ class _Turn:
         self.is_refused = False  # a block ended before one that was nested in it
 
     @property
-    def holder(self) -> str:
+    def who(self) -> str:
         """Who has or wants the connection, for messages."""
         return f"task {self.task.get_name()!r}" if self.task is not None else "a callback"
 
@@ -83,6 +83,7 @@ class _NormalState(StateOnLoop[_TurnBlock]):
         self.conn: AsyncServerConnection | None = None
         self.openings: AsyncSingleFlight[AsyncServerConnection] = AsyncSingleFlight()
         self.line: list[_Turn] = []  # the first has the connection, the others wait
+        self.failure: LastFailure = LastFailure()
 
 
 class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
@@ -150,7 +151,13 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         return bool(self._states.here().line)
 
     async def _open(self, state: _NormalState) -> AsyncServerConnection:
-        return state.conn or await state.openings.run("connection", lambda: self._open_new(state))
+        try:
+            return state.conn or await state.openings.run(
+                "connection", lambda: self._open_new(state)
+            )
+        except Exception as error:
+            state.failure.note(error)
+            raise
 
     async def _open_new(self, state: _NormalState) -> AsyncServerConnection:
         conn = state.conn
@@ -213,14 +220,21 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
             line.remove(turn)
             return False
         if line[0] is not turn:
-            raise PoolTimeout(
-                f"the async connection to {self.config.target} did not come free within"
-                f" {seconds(timeout)}: {line[0].holder} has held it for"
-                f" {seconds(monotonic() - line[0].began_at)}. Use the async_pool type where"
-                " tasks work at the same time"
-            )
+            raise self._timed_out(line[0], turn, timeout)
         turn.began_at = monotonic()
         return True
+
+    def _timed_out(self, holder: _Turn, turn: _Turn, timeout: float) -> Exception:
+        """The error of *turn*, which waited in vain for *holder* to end."""
+        if holder.conn is None and (error := turn.state.failure.since(turn.began_at)):
+            return copy_for_waiter(error)
+        doing = "held it" if holder.conn is not None else "been opening it"
+        return PoolTimeout(
+            f"the async connection to {self.config.target} did not come free within"
+            f" {seconds(timeout)}: {holder.who} has {doing} for"
+            f" {seconds(monotonic() - holder.began_at)}. Use the async_pool type where tasks work"
+            " at the same time"
+        )
 
     def _end_turn(self, turn: _Turn) -> None:
         line = turn.state.line

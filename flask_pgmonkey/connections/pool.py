@@ -12,7 +12,7 @@ from weakref import ref
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from ..config import Config
 from .base import Block, DescribeBorrower, StateOfBlocks, SyncConnectionObject
@@ -144,6 +144,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         start = now = monotonic()
         deadline = start + timeout
         state = self._states[os.getpid()]
+        pulse = Pulse.ALIVE
         while True:
             pool = state.pool or self._open_pool(state)
             try:
@@ -154,9 +155,9 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                 if self._is_exiting or monotonic() >= deadline:
                     raise
                 continue  # somebody closed it meanwhile
-            except PoolTimeout:
-                error, cause = state.borrowed.explain_timeout(
-                    pool.connector.failure, pool.get_stats(), start, timeout
+            except (PoolTimeout, TooManyRequests) as refusal:
+                error, cause = state.borrowed.explain_refusal(
+                    refusal, pool, pool.connector.failure, pulse, start, timeout
                 )
                 raise error from cause
             record = conn.record

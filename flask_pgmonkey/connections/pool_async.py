@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg_pool import PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from ..config import Config
 from .base import Block, DescribeBorrower
@@ -172,6 +172,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         start = now = monotonic()
         deadline = start + timeout
         state = self._state_on_own_loop()
+        pulse = Pulse.ALIVE
         while True:
             pool = state.pool or await self._open_pool(state)
             try:
@@ -182,9 +183,9 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                 if monotonic() >= deadline:
                     raise
                 continue  # somebody closed it meanwhile
-            except PoolTimeout:
-                error, cause = state.borrowed.explain_timeout(
-                    pool.connector.failure, pool.get_stats(), start, timeout
+            except (PoolTimeout, TooManyRequests) as refusal:
+                error, cause = state.borrowed.explain_refusal(
+                    refusal, pool, pool.connector.failure, pulse, start, timeout
                 )
                 raise error from cause
             record = conn.record

@@ -81,6 +81,26 @@ async def test_who_waits_too_long_learns_who_holds_the_connection(case: AsyncCas
 
 
 @sync_and_async
+async def test_who_waits_for_one_that_cannot_connect_learns_why(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    connection = await fragile.open({"port": gate.port}, {"timeout": 0.5})
+    gate.refuse()
+    gate.drop_all()
+    await fragile.wait_for_sessions(0)
+
+    async def enter(_: int) -> None:
+        async with connection:
+            pass
+
+    for error in await fragile.together(enter, range(4)):
+        assert isinstance(error, psycopg.OperationalError)
+        assert not isinstance(error, PoolTimeout)
+        assert "refused" in str(error)
+
+
+@sync_and_async
 async def test_a_block_that_fails_to_open_ends_its_turn(case: AsyncCase) -> None:
     failing = True
 
