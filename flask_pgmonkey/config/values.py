@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError
 from .interpolation import KeyPath, dotted, looks_like_reference
@@ -113,6 +113,17 @@ def switch(setting: Setting) -> bool:
     if isinstance(word, (str, int)) and word in _SWITCH_WORDS:
         return _SWITCH_WORDS[word]
     raise setting.error("true or false")
+
+
+def switch_or_auto(setting: Setting) -> bool | Literal["auto"]:
+    """Read true, false or auto."""
+    value = setting.value
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return "auto"
+    try:
+        return switch(setting)
+    except ConfigError:
+        raise setting.error("true, false or auto") from None
 
 
 def text(setting: Setting) -> str:
@@ -238,7 +249,8 @@ class PoolSettings:
     :param max_size: by default 10, or ``min_size`` if that is larger.
     :param max_waiting: how many may wait for a connection; 0 is any number.
     :param check_on_checkout: ask the server for a sign of life before each borrow.
-    :param reset_on_return: clear settings, locks and temporary tables of each borrower.
+    :param reset_on_return: clear settings, locks, temporary tables and the like of each borrower;
+        auto is of those whose statements left some.
     :param leak_threshold: log a borrow that is held longer; 0 is never.
     """
 
@@ -251,7 +263,7 @@ class PoolSettings:
     reconnect_timeout: float = _key(2.0, partial(seconds, zero=True))
     num_workers: int = _key(3, partial(whole_number, least=1))
     check_on_checkout: bool = _key(False, switch, ours=True)
-    reset_on_return: bool = _key(False, switch, ours=True)
+    reset_on_return: bool | Literal["auto"] = _key("auto", switch_or_auto, ours=True)
     leak_threshold: float = _key(0.0, partial(seconds, zero=True), ours=True)
 
     def of_psycopg_pool(self) -> dict[str, Any]:

@@ -88,6 +88,6 @@ def _require_idle(conn: AnyConnection, configure: Configure) -> None:
     status = conn.pgconn.transaction_status
     if status != TransactionStatus.IDLE:
         raise psycopg.ProgrammingError(
-            f"configure, {_name(configure)}, left a new connection in status"
+            f"configure, {_name(configure)}, left a connection in status"
             f" {TransactionStatus(status).name}; it must leave no transaction open"
         )

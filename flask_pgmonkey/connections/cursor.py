@@ -19,7 +19,6 @@ from psycopg.rows import Row
 from .marks import leaves_state
 
 if TYPE_CHECKING:
-    from psycopg._preparing import Prepare
     from psycopg._queries import PostgresQuery
     from psycopg.abc import Params, Query
     from psycopg.pq.abc import PGresult
@@ -32,8 +31,8 @@ _STALE_PLAN = (errors.FeatureNotSupported, errors.InvalidSqlStatementName)
 _FINDS_STALE_PLANS = "RevalidateCachedQuery"
 
 
-class _OwnCursor(BaseCursor[ConnectionType, Row]):
-    """What our two cursors share: psycopg's generators, which neither block nor await."""
+class MarkingCursor(BaseCursor[ConnectionType, Row]):
+    """What our cursors share: a statement that leaves state on the session marks it."""
 
     __slots__ = ()
 
@@ -41,6 +40,19 @@ class _OwnCursor(BaseCursor[ConnectionType, Row]):
     def _record(self) -> ConnectionRecord[Any]:
         record: ConnectionRecord[Any] = self._conn.record  # type: ignore[attr-defined]
         return record
+
+    def _convert_query(self, query: Query, params: Params | None = None) -> PostgresQuery:
+        # Before a statement is sent, whichever method sends it and in a pipeline too.
+        pgq = super()._convert_query(query, params)
+        if leaves_state(pgq.query):
+            self._record.mark(pgq.query)
+        return pgq
+
+
+class _OwnCursor(MarkingCursor[ConnectionType, Row]):
+    """What the two that are not on the server share: what neither blocks nor awaits."""
+
+    __slots__ = ()
 
     def _may_run_again(self, error: psycopg.Error) -> bool:
         """Whether the statement that the server refused can be run again, unseen by the caller."""
@@ -62,14 +74,6 @@ class _OwnCursor(BaseCursor[ConnectionType, Row]):
                 self._record.opener.plans_changed += 1
                 self._record.prepare_anew(self._conn)
             raise
-
-    def _get_prepared(
-        self, pgq: PostgresQuery, prepare: bool | None = None
-    ) -> tuple[Prepare, bytes]:
-        # Before each statement is sent, by execute() and executemany(), in a pipeline too.
-        if leaves_state(pgq.query):
-            self._record.is_marked = True
-        return self._conn._prepared.get(pgq, prepare)
 
 
 class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
@@ -122,30 +126,18 @@ class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.Async
         return self
 
 
-class ServerCursor(psycopg.ServerCursor[Row]):
-    """psycopg's ServerCursor, which marks the session if it is to outlive its transaction."""
+class ServerCursor(MarkingCursor["psycopg.Connection[Any]", Row], psycopg.ServerCursor[Row]):
+    """psycopg's ServerCursor, with an eye on what stays on the session."""
 
     __slots__ = ()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _mark_if_held(self)
 
-
-class AsyncServerCursor(psycopg.AsyncServerCursor[Row]):
-    """psycopg's AsyncServerCursor, which marks the session if it is to outlive its transaction."""
+class AsyncServerCursor(
+    MarkingCursor["psycopg.AsyncConnection[Any]", Row], psycopg.AsyncServerCursor[Row]
+):
+    """psycopg's AsyncServerCursor, with an eye on what stays on the session."""
 
     __slots__ = ()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _mark_if_held(self)
-
-
-def _mark_if_held(cursor: psycopg.ServerCursor[Any] | psycopg.AsyncServerCursor[Any]) -> None:
-    conn: Any = cursor.connection
-    if cursor.withhold:
-        conn.record.is_marked = True
 
 
 def is_stale_plan(error: psycopg.Error) -> bool:

@@ -43,6 +43,11 @@ def leaves_state(query: bytes) -> bool:
     return _remembered(query)
 
 
+def prepares(query: bytes) -> bool:
+    """Whether one that leaves state may have prepared a statement by its SQL command."""
+    return re.search(rb"\bPREPARE\b", query, re.IGNORECASE) is not None
+
+
 def _leaves_state(query: bytes) -> bool:
     if re.search(_SUSPICIOUS, query, re.IGNORECASE) is None:
         return False

@@ -319,13 +319,25 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
         is_idle = pgconn.transaction_status == TransactionStatus.IDLE
         # After tpc_prepare() psycopg would let nobody commit on this connection.
         if is_wanted and is_idle and not pgconn.pipeline_status and conn._tpc is None:
-            if attributes_of(conn) != conn.record.attributes:
-                conn.put_back_attributes()
-            conn.record.released_at = monotonic()
-            return
+            try:
+                self._make_reusable(conn)
+            except Exception as error:  # whatever 'configure' raises as well
+                logger.warning("Closing the connection to %s: %s", self.config.target, error)
+            else:
+                conn.record.released_at = monotonic()
+                return
         conn.close()
         if conn is state.conn:
             state.conn = None
+
+    def _make_reusable(self, conn: ServerConnection) -> None:
+        """Undo what the blocks left."""
+        record = conn.record
+        if attributes_of(conn) != record.attributes:
+            conn.put_back_attributes()
+        resets = self.config.pool.reset_on_return
+        if resets is True or (record.is_marked and resets):
+            conn.reset_session()
 
     def _current_turn(self) -> _Turn | None:
         """The turn of this thread, unless it is just ending in another one."""

@@ -203,7 +203,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         is_reusable = False
         try:
             is_reusable = self._make_reusable(conn)
-        except psycopg.Error as error:
+        except Exception as error:  # whatever 'configure' raises as well
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
             record.released_at = now = monotonic()
@@ -233,7 +233,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
             if conn._tpc:  # a transaction left prepared: psycopg would refuse every commit here
                 return False
             conn.put_back_attributes()
-        if self._settings.reset_on_return:
+        resets = self._settings.reset_on_return
+        if resets is True or (record.is_marked and resets):
             conn.reset_session()
         return True
 

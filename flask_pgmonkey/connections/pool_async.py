@@ -231,7 +231,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         is_reusable = False
         try:
             is_reusable = await self._make_reusable(conn)
-        except psycopg.Error as error:
+        except Exception as error:  # whatever 'configure' raises as well
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
             record.released_at = now = monotonic()
@@ -251,7 +251,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
             if conn._tpc:  # a transaction left prepared: psycopg would refuse every commit here
                 return False
             await conn.put_back_attributes()
-        if self._settings.reset_on_return:
+        resets = self._settings.reset_on_return
+        if resets is True or (record.is_marked and resets):
             await conn.reset_session()
         return True
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psycopg
+from psycopg.adapt import AdaptersMap
+from psycopg.pq.abc import PGconn
 
 from ..config import Config
 
@@ -12,6 +15,16 @@ AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 
 ConnT = TypeVar("ConnT", bound=psycopg.Connection[Any])
 AsyncConnT = TypeVar("AsyncConnT", bound=psycopg.AsyncConnection[Any])
+
+
+class NotedConnection(Protocol):
+    """A psycopg connection that notes what is registered on it, each by an entry."""
+
+    pgconn: PGconn
+    registered: list[None]
+    _adapters: AdaptersMap | None
+    _notice_handlers: list[Callable[[psycopg.errors.Diagnostic], None]]
+    _notify_handlers: list[Callable[[psycopg.Notify], None]]
 
 
 class Opener(Protocol):

@@ -5,26 +5,32 @@ from __future__ import annotations
 import select
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from psycopg.adapt import AdaptersMap
+
+from .marks import prepares
 
 if TYPE_CHECKING:
     import psycopg
     from psycopg._connection_base import BaseConnection
 
-    from .protocols import AnyConnection, Opener
+    from .protocols import NotedConnection, Opener
 
 SourceT = TypeVar("SourceT")
 
 _SHUTDOWN = ("57P01", "57P02", "57P03")
 
-# What a borrower may change on a psycopg connection, in one step: each release looks at it.
+# What a borrower may change on a psycopg connection, in one step: each release looks whether it is
+# as it was. Lists are the connection's own.
 attributes_of: Callable[[Any], tuple[Any, ...]] = attrgetter(
     "isolation_level", "read_only", "deferrable",
     "_prepared.prepare_threshold", "_prepared.prepared_max",  # faster than the properties
     "row_factory", "cursor_factory", "server_cursor_factory",
+    "_notice_handlers", "_notify_handlers", "registered",
     "_tpc",
 )  # fmt: skip
 
@@ -34,27 +40,31 @@ class ConnectionRecord(Generic[SourceT]):
 
     :ivar opener: what opened it.
     :ivar source: what it is given back to, where it is borrowed from a pool.
-    :ivar attributes: what :data:`attributes_of` gave when it was opened.
+    :ivar configure: what made it ready, after the config's settings.
+    :ivar attributes: what :data:`attributes_of` gave when it was ready.
+    :ivar adapters: its adapters then; None if nobody had asked for them.
     :ivar poll_socket: tells, without a wait when called with 0, whether there is something to read.
     :ivar uses: where the queries that run on it are counted, if anybody counts them: an entry for
         each, because appending and popping take no lock.
     :ivar is_handed_out: whether whoever borrowed it for queries of ours gave it to others, who may
         have cursors on it.
     :ivar is_marked: whether a statement left state on the session that outlives its transaction.
+    :ivar has_prepared: whether PREPARE was among them, or in what made it ready.
     :ivar plans_changed: its opener's count when its prepared statements were last dropped.
     :ivar borrower: who has borrowed it, and *stack* from where, if ``leak_threshold`` is on.
     :ivar shutdown_sqlstate: why the server ends the connection, once it has said so.
     """
 
     __slots__ = (
+        "adapters",
         "attributes",
         "borrowed_at",
         "borrower",
+        "configure",
+        "has_prepared",
         "is_handed_out",
         "is_marked",
         "leak_logged",
-        "notice_handlers",
-        "notify_handlers",
         "opened_at",
         "opener",
         "plans_changed",
@@ -68,8 +78,14 @@ class ConnectionRecord(Generic[SourceT]):
 
     source: SourceT
 
-    def __init__(self, conn: AnyConnection, opener: Opener) -> None:
+    def __init__(
+        self,
+        conn: NotedConnection,
+        opener: Opener,
+        configure: Callable[[Any], Awaitable[None] | None] | None,
+    ) -> None:
         self.opener: Opener = opener
+        self.configure: Callable[[Any], Awaitable[None] | None] | None = configure
         self.poll_socket: Callable[[int], object] = socket_poll(conn.pgconn.socket)
         self.borrowed_at: float = 0.0
         self.uses: list[None] = []
@@ -79,26 +95,43 @@ class ConnectionRecord(Generic[SourceT]):
         self.stack: traceback.StackSummary | None = None
         self.leak_logged: bool = False
         self.shutdown_sqlstate: str | None = None
-        conn.add_notice_handler(self.hear_notice)
-        self.note_opened(conn)
-
-    def note_opened(self, conn: AnyConnection) -> None:
-        """Remember *conn* as it is now: so a release puts it back, and so a reset its session."""
+        self.has_prepared: bool = False
+        self.forget_configure(conn)
+        self.note_ready(conn)
         self.opened_at: float = monotonic()
-        self.released_at: float = self.opened_at
+
+    def forget_configure(self, conn: NotedConnection) -> None:
+        """Have *conn* without what was registered on it, as it is before ``configure``."""
+        conn._notice_handlers[:] = [self.hear_notice]
+        conn._notify_handlers.clear()
+        conn.registered = []
+        conn._adapters = None
+
+    def note_ready(self, conn: NotedConnection) -> None:
+        """Remember *conn* as it is now: so a release puts it back."""
+        self.released_at: float = monotonic()
         self.is_marked: bool = False
-        self.attributes: tuple[Any, ...] = attributes_of(conn)
-        self.notice_handlers: tuple[Callable[[psycopg.errors.Diagnostic], None], ...] = tuple(
-            conn._notice_handlers
+        adapters = conn._adapters
+        self.adapters: AdaptersMap | None = adapters and AdaptersMap(adapters)
+        conn.registered.clear()
+        self.attributes: tuple[Any, ...] = tuple(
+            [*value] if isinstance(value, list) else value for value in attributes_of(conn)
         )
-        self.notify_handlers: tuple[Callable[[psycopg.Notify], None], ...] = tuple(
-            conn._notify_handlers
-        )
+
+    def mark(self, query: bytes) -> None:
+        """Note that *query* leaves state on the session."""
+        self.is_marked = True
+        self.has_prepared = self.has_prepared or prepares(query)
 
     def prepare_anew(self, conn: BaseConnection[Any]) -> None:
         """Forget what is prepared on *conn*; psycopg tells the server after the next query."""
         self.plans_changed = self.opener.plans_changed
         conn._prepared.clear()
+
+    def forget_prepared(self, conn: BaseConnection[Any]) -> None:
+        """Forget what is prepared on *conn*; the caller tells the server."""
+        self.prepare_anew(conn)
+        conn._prepared._to_flush.clear()
 
     def hear_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         """Note why the server ends the connection."""

@@ -15,14 +15,14 @@ from . import configuring
 from .cursor import Cursor, ServerCursor
 from .record import ConnectionRecord
 from .server_connection_base import (
-    CLEAR_SESSION,
     BaseServerConnection,
     Configure,
-    hear_nothing_more,
+    clearing_statements,
+    forget_what_was_heard,
     parent_process_has_it,
+    put_back_plain_attributes,
     refuse,
     set_all,
-    set_plain_attributes,
     warn_of_pooler,
 )
 
@@ -76,16 +76,20 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             conn.server_cursor_factory = ServerCursor
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
-            conn.record = ConnectionRecord(conn, opener)
+            conn.record = ConnectionRecord(conn, opener, configure)
             if settings := config.sync_settings:
                 conn._apply(config, settings)
-            if configure:
-                configuring.run(configure, conn)
-            conn.record.note_opened(conn)
+            conn._make_ready()
         except BaseException:
             conn.close()
             raise
         return conn
+
+    def _make_ready(self) -> None:
+        configure = self.record.configure
+        if configure:
+            configuring.run(configure, self)
+        self.record.note_ready(self)
 
     def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
         try:
@@ -104,20 +108,25 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
 
         Autocommit is left to the next borrow, which sets it as it needs it.
         """
-        self.isolation_level, self.read_only, self.deferrable, *plain, _ = self.record.attributes
-        set_plain_attributes(self, plain)
+        self.isolation_level, self.read_only, self.deferrable, *plain = self.record.attributes
+        put_back_plain_attributes(self, plain)
 
     def reset_session(self) -> None:
-        """Clear what the borrower left on the server and apply the settings again: one round trip.
+        """Clear what the borrower left on the server and make the session ready again: one round
+        trip.
 
-        Its handlers and the notifications that nobody read go too.
+        What was registered on this object, and the notifications that nobody read, go too.
         """
-        settings = self.record.opener.config.sync_settings
+        record = self.record
+        settings = record.opener.config.sync_settings
         self.autocommit = True
+        if record.has_prepared:
+            record.forget_prepared(self)
         with self.pipeline():
-            for statement in CLEAR_SESSION:
+            for statement in clearing_statements(record):
                 self.execute(statement, prepare=False)
             if settings:
                 self.execute(*set_all(settings), prepare=False)
-        hear_nothing_more(self, self.record)
-        self.record.is_marked = False
+        forget_what_was_heard(self)
+        record.has_prepared = False
+        record.is_marked = False

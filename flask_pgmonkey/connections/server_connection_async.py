@@ -13,14 +13,14 @@ from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
 from .record import ConnectionRecord
 from .server_connection_base import (
-    CLEAR_SESSION,
     BaseServerConnection,
     Configure,
-    hear_nothing_more,
+    clearing_statements,
+    forget_what_was_heard,
     parent_process_has_it,
+    put_back_plain_attributes,
     refuse,
     set_all,
-    set_plain_attributes,
     warn_of_pooler,
 )
 
@@ -63,16 +63,20 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             conn.server_cursor_factory = AsyncServerCursor
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
-            conn.record = ConnectionRecord(conn, opener)
+            conn.record = ConnectionRecord(conn, opener, configure)
             if settings := config.async_settings:
                 await conn._apply(config, settings)
-            if configure:
-                await configuring.run_async(configure, conn)
-            conn.record.note_opened(conn)
+            await conn._make_ready()
         except BaseException:
             conn.pgconn.finish()
             raise
         return conn
+
+    async def _make_ready(self) -> None:
+        configure = self.record.configure
+        if configure:
+            await configuring.run_async(configure, self)
+        self.record.note_ready(self)
 
     async def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
         try:
@@ -91,20 +95,24 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
 
         Autocommit is left to the next borrow, which sets it as it needs it.
         """
-        isolation_level, read_only, deferrable, *plain, _ = self.record.attributes
+        isolation_level, read_only, deferrable, *plain = self.record.attributes
         await self.set_isolation_level(isolation_level)
         await self.set_read_only(read_only)
         await self.set_deferrable(deferrable)
-        set_plain_attributes(self, plain)
+        put_back_plain_attributes(self, plain)
 
     async def reset_session(self) -> None:
         """:meth:`ServerConnection.reset_session`, on the running loop."""
-        settings = self.record.opener.config.async_settings
+        record = self.record
+        settings = record.opener.config.async_settings
         await self.set_autocommit(True)
+        if record.has_prepared:
+            record.forget_prepared(self)
         async with self.pipeline():
-            for statement in CLEAR_SESSION:
+            for statement in clearing_statements(record):
                 await self.execute(statement, prepare=False)
             if settings:
                 await self.execute(*set_all(settings), prepare=False)
-        hear_nothing_more(self, self.record)
-        self.record.is_marked = False
+        forget_what_was_heard(self)
+        record.has_prepared = False
+        record.is_marked = False

@@ -14,14 +14,18 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
-from psycopg import sql
+from psycopg import postgres, sql
 from psycopg._connection_base import BaseConnection
+from psycopg.adapt import AdaptersMap
 
 from ..config import Config, is_secret_key
 from ..errors import ConfigError
+from .adapters import NotedAdapters
+from .cursor import MarkingCursor
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
+    from typing_extensions import LiteralString
 
     from .protocols import AnyConnection
     from .record import ConnectionRecord
@@ -29,7 +33,8 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 Configure = Callable[[Any], "Awaitable[None] | None"]
-"""Called with every new psycopg connection; may return an awaitable for async connections."""
+"""Called with every new psycopg connection, and again after its session was reset; may return an
+awaitable for async connections."""
 
 CLEAR_SESSION = (
     "CLOSE ALL",
@@ -38,6 +43,7 @@ CLEAR_SESSION = (
     "SELECT pg_advisory_unlock_all()",
     "UNLISTEN *",
     "DISCARD TEMP",
+    "DISCARD SEQUENCES",
 )
 
 _SELECT = sql.SQL("SELECT ")
@@ -53,14 +59,17 @@ class BaseServerConnection(BaseConnection[Any]):
     """A psycopg connection with our record, of no use to a forked child.
 
     :ivar owner_pid: the process that opened it.
+    :ivar registered: an entry for each adapter or type that was registered since it was ready.
     """
 
     record: ConnectionRecord[Any]
+    _adapters: AdaptersMap | None
     _pool: Any  # psycopg_pool's name for the pool that lends it
 
     def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
         self.owner_pid: int = os.getpid()
+        self.registered: list[None] = []
         # As for every pooled connection: psycopg would warn when it is dropped with its owner.
         self._pool = None
 
@@ -69,6 +78,13 @@ class BaseServerConnection(BaseConnection[Any]):
         """Whether the parent process opened it, before a fork. Then it must be left alone here:
         both processes have the same socket."""
         return self.owner_pid != os.getpid()
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        # Global ones count until somebody asks, as with psycopg.
+        if self._adapters is None:
+            self._adapters = NotedAdapters(postgres.adapters, self.registered)
+        return self._adapters
 
     @property
     def closed(self) -> bool:
@@ -122,16 +138,35 @@ def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoR
     raise ConfigError(f"{refusal}: {error}") from error
 
 
-def set_plain_attributes(conn: Any, values: Iterable[Any]) -> None:
-    """Set the attributes of a psycopg connection that take no await."""
-    for name, value in zip(_PLAIN_ATTRIBUTES, values, strict=True):
+def put_back_plain_attributes(conn: Any, values: Iterable[Any]) -> None:
+    """Set those attributes of a psycopg connection that take no await to what they were."""
+    *plain, notice_handlers, notify_handlers, _, _ = values
+    record: ConnectionRecord[Any] = conn.record
+    if not (is_marking(conn.cursor_factory) and is_marking(conn.server_cursor_factory)):
+        record.is_marked = True  # nothing saw what these cursors left
+    for name, value in zip(_PLAIN_ATTRIBUTES, plain, strict=True):
         setattr(conn, name, value)
+    conn._notice_handlers[:] = notice_handlers
+    conn._notify_handlers[:] = notify_handlers
+    if conn.registered:
+        conn.registered = []
+        conn._adapters = record.adapters and NotedAdapters(record.adapters, conn.registered)
 
 
-def hear_nothing_more(conn: AnyConnection, record: ConnectionRecord[Any]) -> None:
-    """Undo what was added to hear the server, after UNLISTEN: also what was heard and not read."""
-    conn._notice_handlers[:] = record.notice_handlers
-    conn._notify_handlers[:] = record.notify_handlers
+def is_marking(cursor_factory: object) -> bool:
+    """Whether what such cursors leave on the session marks it."""
+    return isinstance(cursor_factory, type) and issubclass(cursor_factory, MarkingCursor)
+
+
+def clearing_statements(record: ConnectionRecord[Any]) -> Iterable[LiteralString]:
+    """The statements that clear a session of what does not end with its transactions."""
+    if record.has_prepared:
+        return (*CLEAR_SESSION, "DEALLOCATE ALL")
+    return CLEAR_SESSION
+
+
+def forget_what_was_heard(conn: AnyConnection) -> None:
+    """Drop the notifications that nobody read, after UNLISTEN."""
     while conn.pgconn.notifies():
         pass
     if conn._notifies_backlog:

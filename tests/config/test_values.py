@@ -217,7 +217,7 @@ def test_a_pool_has_defaults_for_the_web() -> None:
         reconnect_timeout=2.0,
         num_workers=3,
         check_on_checkout=False,
-        reset_on_return=False,
+        reset_on_return="auto",
         leak_threshold=0.0,
     )
     assert read_config({"pool_settings": {"min_size": 25}}).pool.max_size == 25
@@ -263,6 +263,16 @@ def test_switches(value: Any, meaning: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "meaning"),
+    [("auto", "auto"), (" Auto ", "auto"), ("on", True), (True, True), ("no", False), (0, False)],
+)
+def test_a_reset_is_automatic_or_switched(value: Any, meaning: Any) -> None:
+    pool = read_config({"pool_settings": {"reset_on_return": value}}).pool
+    assert pool.reset_on_return == meaning
+    assert type(pool.reset_on_return) is type(meaning)
+
+
+@pytest.mark.parametrize(
     ("pool", "problem"),
     [
         ({"min_size": 5, "max_size": 4}, "min_size must not be larger than pool_settings.max_size"),
@@ -288,7 +298,8 @@ def test_switches(value: Any, meaning: bool) -> None:
         ({"reconnect_timeout": -1}, "reconnect_timeout must be a number of seconds, 0 or more"),
         ({"leak_threshold": -0.5}, "leak_threshold must be a number of seconds, 0 or more"),
         ({"check_on_checkout": "maybe"}, "check_on_checkout must be true or false, not 'maybe'"),
-        ({"reset_on_return": []}, "reset_on_return must be true or false, not a list"),
+        ({"reset_on_return": "often"}, "must be true, false or auto, not 'often'"),
+        ({"reset_on_return": []}, "reset_on_return must be true, false or auto, not a list"),
     ],
 )
 def test_a_pool_that_cannot_work_is_an_error(pool: dict[str, Any], problem: str) -> None:

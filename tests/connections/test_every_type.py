@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import threading
 import traceback
+from contextlib import AsyncExitStack, ExitStack  # noqa: F401 (what the sync bodies use)
 from time import monotonic
 from typing import Any
 
 import psycopg
+import psycopg.types.string
 import pytest
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
@@ -334,6 +336,197 @@ def _attributes(conn: Any) -> tuple[Any, ...]:
         conn.cursor_factory, conn.server_cursor_factory, conn.prepare_threshold,
         conn.prepared_max,
     )  # fmt: skip
+
+
+# What a block leaves on its session
+
+
+CLIENT_CURSORS = {
+    **dict.fromkeys(("normal", "pool"), psycopg.ClientCursor),
+    **dict.fromkeys(("async", "async_pool"), psycopg.AsyncClientCursor),
+}
+
+LEAVE_THINGS_BEHIND = """
+    SET work_mem = '9MB';
+    SET ROLE pg_monitor;
+    SELECT pg_advisory_lock(7);
+    LISTEN channel;
+    CREATE TEMP TABLE leftover (n int);
+    DECLARE leftover CURSOR WITH HOLD FOR SELECT 1;
+    PREPARE leftover AS SELECT 1;
+    SET application_name = 'somebody else'
+"""
+THINGS_LEFT = """
+    SELECT current_setting('work_mem'), current_user = session_user,
+        (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+        (SELECT count(*) FROM pg_listening_channels()), to_regclass('pg_temp.leftover')::text,
+        (SELECT count(*) FROM pg_cursors WHERE name = 'leftover'),
+        (SELECT count(*) FROM pg_prepared_statements WHERE name = 'leftover'),
+        current_setting('application_name')
+"""
+
+
+@pytest.mark.parametrize("setting", ["auto", True])
+@sync_and_async
+async def test_what_a_block_leaves_on_the_session_ends_with_it_in_one_round_trip(
+    case: AsyncCase, setting: Any
+) -> None:
+    connection = await case.open(
+        {"autocommit": True},
+        {"max_size": 1, "reset_on_return": setting},
+        {"work_mem": "7MB", "application_name": "ours"},
+    )
+    async with AsyncExitStack() as stack:
+        async with connection as conn:
+            for statement in LEAVE_THINGS_BEHIND.split(";"):
+                await conn.execute(statement)
+            round_trips = stack.enter_context(count_round_trips(conn))
+    assert round_trips.count == 1
+    async with connection as same:
+        assert same is conn
+        left = await (await same.execute(THINGS_LEFT)).fetchone()
+        assert left == ("7MB", True, 0, 0, None, 0, 0, "ours")
+
+
+@sync_and_async
+async def test_a_block_that_leaves_nothing_costs_no_reset(case: AsyncCase) -> None:
+    connection = await case.open({"autocommit": True}, {"max_size": 1})
+    async with AsyncExitStack() as stack:
+        async with connection as conn:
+            await conn.execute("SELECT set_config('work_mem', '9MB', true)")
+            round_trips = stack.enter_context(count_round_trips(conn))
+    assert round_trips.count == 0
+
+
+@sync_and_async
+async def test_without_reset_on_return_the_session_stays_as_it_was_left(case: AsyncCase) -> None:
+    connection = await case.open({"autocommit": True}, {"max_size": 1, "reset_on_return": False})
+    async with AsyncExitStack() as stack:
+        async with connection as conn:
+            await conn.execute("SET work_mem = '9MB'")
+            round_trips = stack.enter_context(count_round_trips(conn))
+    assert round_trips.count == 0
+    async with connection as same:
+        assert await case.value(same, "SHOW work_mem") == "9MB"
+
+
+@sync_and_async
+async def test_a_reset_is_seen_to_be_needed_whichever_way_a_statement_takes(
+    case: AsyncCase,
+) -> None:
+    connection = await case.open({"autocommit": True}, {"max_size": 1})
+    setting = "SELECT set_config('work_mem', %s, false)"
+
+    async def execute(conn: Any) -> None:
+        await conn.execute(setting, ["9MB"])
+
+    async def execute_many(conn: Any) -> None:
+        await conn.cursor().executemany(setting, [["8MB"], ["9MB"]])
+
+    async def pipeline(conn: Any) -> None:
+        async with conn.pipeline():
+            await conn.execute(setting, ["9MB"])
+
+    async def stream(conn: Any) -> None:
+        async for _ in conn.cursor().stream(setting, ["9MB"]):
+            pass
+
+    async def server_cursor(conn: Any) -> None:
+        async with conn.transaction(), conn.cursor("named") as cursor:
+            await cursor.execute(setting, ["9MB"])
+            await cursor.fetchall()
+
+    async def copy(conn: Any) -> None:
+        statement = "COPY (SELECT set_config('work_mem', '9MB', false)) TO STDOUT"
+        async with conn.cursor().copy(statement) as copying:
+            assert [line async for line in copying]
+
+    async def other_cursors(conn: Any) -> None:
+        conn.cursor_factory = CLIENT_CURSORS[case.connection_type]
+        await conn.execute(setting, ["9MB"])
+
+    for leave in (execute, execute_many, pipeline, stream, server_cursor, copy, other_cursors):
+        async with connection as conn:
+            await leave(conn)
+            assert await case.value(conn, "SHOW work_mem") == "9MB", leave
+        async with connection as same:
+            assert same is conn
+            assert await case.value(same, "SHOW work_mem") == "4MB", leave
+
+
+@sync_and_async
+async def test_a_reset_leaves_what_psycopg_has_prepared(case: AsyncCase) -> None:
+    connection = await case.open({"autocommit": True}, {"max_size": 1})
+    async with connection as conn:
+        await conn.execute("SELECT 1", prepare=True)
+        await conn.execute("SET work_mem = '9MB'")
+    counting = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE '_pg3_%'"
+    async with connection as conn:
+        assert await case.value(conn, counting) == 1
+        await conn.execute("PREPARE own AS SELECT 1")
+    async with connection as conn:
+        assert await case.value(conn, counting) == 0
+        with count_round_trips(conn) as round_trips:
+            await conn.execute("SELECT 1", prepare=True)
+        assert round_trips.count == 2
+
+
+@sync_and_async
+async def test_nobody_hears_what_another_listened_for(case: AsyncCase) -> None:
+    connection = await case.open({"autocommit": True}, {"max_size": 1})
+    async with connection as conn:
+        await conn.execute("LISTEN channel")
+        case.run_on_server("NOTIFY channel, 'received by the next query'")
+        await conn.execute("SELECT 1")
+        case.run_on_server("NOTIFY channel, 'received by nobody'")
+    async with connection as same:
+        assert same is conn
+        assert [one async for one in same.notifies(timeout=0)] == []
+
+
+@pytest.mark.parametrize("setting", ["auto", False])
+@sync_and_async
+async def test_what_is_registered_on_a_connection_ends_with_the_block(
+    case: AsyncCase, setting: Any
+) -> None:
+    class Reversed(psycopg.adapt.Loader):
+        def load(self, data: Any) -> Any:
+            return bytes(data).decode()[::-1]
+
+    class ShoutingDumper(psycopg.types.string.StrDumper):
+        def dump(self, obj: str) -> bytes:
+            return obj.upper().encode()
+
+    def configure(conn: Any) -> None:
+        conn.adapters.register_loader("varchar", Reversed)
+        conn.add_notice_handler(of_configure.append)
+
+    heard: list[Any] = []
+    of_configure: list[Any] = []
+    connection = await case.open(
+        {"autocommit": True}, {"max_size": 1, "reset_on_return": setting}, configure=configure
+    )
+    async with AsyncExitStack() as stack:
+        async with connection as conn:
+            conn.add_notice_handler(heard.append)
+            conn.add_notify_handler(heard.append)
+            conn.adapters.register_loader("text", Reversed)
+            conn.adapters.register_dumper(str, ShoutingDumper)
+            conn.adapters.types.add(psycopg.types.TypeInfo("own", 7, 8))
+            assert await case.value(conn, "SELECT 'abc'::text || %s", "d") == "Dcba"
+            round_trips = stack.enter_context(count_round_trips(conn))
+    assert round_trips.count == 0
+    async with connection as same:
+        assert same is conn
+        assert await case.value(same, "SELECT 'abc'::text || %s", "d") == "abcd"
+        assert await case.value(same, "SELECT 'abc'::varchar") == "cba"
+        assert same.adapters.types.get("own") is None
+        await same.execute("DO $$ BEGIN RAISE NOTICE 'a word'; END $$")
+        await same.execute("LISTEN channel")
+        await same.execute("NOTIFY channel")
+        assert [one.channel async for one in same.notifies(timeout=0)] == ["channel"]
+    assert heard == []
+    assert len(of_configure) == 1
 
 
 # Opening, closing, looking at it

@@ -568,68 +568,6 @@ async def test_a_connection_is_pinged_after_a_second_of_idleness(case: AsyncCase
 # What a borrower leaves behind
 
 
-LEAVE_THINGS_BEHIND = """
-    SET work_mem = '9MB';
-    SET ROLE pg_monitor;
-    SELECT pg_advisory_lock(7);
-    LISTEN channel;
-    CREATE TEMP TABLE leftover (n int);
-    DECLARE leftover CURSOR WITH HOLD FOR SELECT 1;
-    SET application_name = 'somebody else'
-"""
-THINGS_LEFT = """
-    SELECT current_setting('work_mem'), current_user = session_user,
-        (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
-        (SELECT count(*) FROM pg_listening_channels()), to_regclass('pg_temp.leftover')::text,
-        (SELECT count(*) FROM pg_cursors WHERE name = 'leftover'),
-        current_setting('application_name')
-"""
-
-
-@sync_and_async
-async def test_reset_on_return_clears_what_the_borrower_left(case: AsyncCase) -> None:
-    pool = await case.open(
-        pool={"max_size": 1, "reset_on_return": True},
-        server={"work_mem": "7MB", "application_name": "ours"},
-    )
-    conn = await pool.borrow(autocommit=True)
-    for statement in LEAVE_THINGS_BEHIND.split(";"):
-        await conn.execute(statement)
-    with count_round_trips(conn) as round_trips:
-        await pool.release(conn)
-    assert round_trips.count == 1
-    async with pool as same:
-        assert same is conn
-        assert not same.autocommit
-        left = await (await same.execute(THINGS_LEFT)).fetchone()
-        assert left == ("7MB", True, 0, 0, None, 0, "ours")
-
-
-@sync_and_async
-async def test_reset_on_return_lets_nobody_hear_what_another_listened_for(case: AsyncCase) -> None:
-    pool = await case.open(pool={"max_size": 1, "reset_on_return": True})
-    heard: list[Any] = []
-    conn = await pool.borrow(autocommit=True)
-    await conn.execute("LISTEN channel")
-    case.run_on_server("NOTIFY channel, 'received by the next query'")
-    await conn.execute("SELECT 1")
-    case.run_on_server("NOTIFY channel, 'received by nobody'")
-    await pool.release(conn)
-    same = await pool.borrow(autocommit=True)
-    assert same is conn
-    assert [one async for one in same.notifies(timeout=0)] == []
-    same.add_notice_handler(heard.append)
-    same.add_notify_handler(heard.append)
-    await pool.release(same)
-    async with pool.connection() as same:
-        await same.execute("LISTEN channel")
-        await same.execute("DO $$ BEGIN RAISE NOTICE 'a word'; END $$")
-        await same.execute("NOTIFY channel")
-        await same.commit()
-        assert heard == []
-        assert [one.channel async for one in same.notifies(timeout=0)] == ["channel"]
-
-
 @sync_and_async
 async def test_a_release_puts_back_how_many_statements_may_be_prepared(case: AsyncCase) -> None:
     pool = await case.open(pool={"max_size": 1}, configure=limit_prepared_statements)
@@ -650,18 +588,6 @@ async def test_a_forked_child_has_borrowed_nothing(case: AsyncCase) -> None:
     async with pool:
         assert in_child(borrowed_connections) == []
         assert len(borrowed_connections()) == 1
-
-
-@sync_and_async
-async def test_without_reset_on_return_a_release_costs_nothing(case: AsyncCase) -> None:
-    pool = await case.open(pool={"max_size": 1})
-    conn = await pool.borrow(autocommit=True)
-    await conn.execute("SET work_mem = '9MB'")
-    with count_round_trips(conn) as round_trips:
-        await pool.release(conn)
-    assert round_trips.count == 0
-    async with pool as same:
-        assert await case.value(same, "SHOW work_mem") == "9MB"
 
 
 @sync_and_async

@@ -22,14 +22,14 @@ import flask_pgmonkey
 from ..servers import Server
 
 NAMES_OF_PSYCOPG = {
-    "_conn", "_get_prepared", "_notice_handlers", "_notifies_backlog",
-    "_notify_handlers", "_pgconn", "_pipeline", "_prepared", "_raise_for_result", "_tpc",
+    "_adapters", "_conn", "_convert_query", "_notice_handlers", "_notifies_backlog",
+    "_notify_handlers", "_pgconn", "_pipeline", "_prepared", "_raise_for_result", "_to_flush",
+    "_tpc",
 }  # fmt: skip
 MODULES_OF_PSYCOPG = {
     "psycopg._connection_base.BaseConnection",
     "psycopg._cursor_base.BaseCursor",
-    "psycopg._preparing.Prepare",  # the last two for type checkers alone
-    "psycopg._queries.PostgresQuery",
+    "psycopg._queries.PostgresQuery",  # for type checkers alone
 }
 
 
