@@ -113,7 +113,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
 
     def reset_session(self) -> None:
         """Clear what the borrower left on the server and make the session ready again: one round
-        trip.
+        trip, and those of ``configure``.
 
         What was registered on this object, and the notifications that nobody read, go too.
         """
@@ -129,4 +129,6 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
                 self.execute(*set_all(settings), prepare=False)
         forget_what_was_heard(self)
         record.has_prepared = False
-        record.is_marked = False
+        if record.configure:
+            record.forget_configure(self)
+        self._make_ready()

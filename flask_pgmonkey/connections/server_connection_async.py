@@ -115,4 +115,6 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
                 await self.execute(*set_all(settings), prepare=False)
         forget_what_was_heard(self)
         record.has_prepared = False
-        record.is_marked = False
+        if record.configure:
+            record.forget_configure(self)
+        await self._make_ready()

@@ -254,6 +254,10 @@ class SyncCase(Case):
             conn.execute(query)
         assert len(conn._prepared._names) == 1
 
+    def run_all(self, conn: Any, statements: Iterable[str]) -> None:
+        for statement in statements:
+            conn.execute(statement)
+
     def wait_for_sessions(self, count: int) -> None:
         self.assert_sessions(count)
 
@@ -310,6 +314,11 @@ class AsyncCase(Case):
         for _ in range(6):
             await conn.execute(query)
         assert len(conn._prepared._names) == 1
+
+    async def run_all(self, conn: Any, statements: Iterable[str]) -> None:
+        """Run statements, one after the other."""
+        for statement in statements:
+            await conn.execute(statement)
 
     async def wait_for_sessions(self, count: int) -> None:
         """Wait until so many backends serve the case's database, while tasks go on."""

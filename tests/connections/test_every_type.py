@@ -455,6 +455,50 @@ async def test_a_reset_is_seen_to_be_needed_whichever_way_a_statement_takes(
 
 
 @sync_and_async
+async def test_a_reset_leaves_the_session_as_configure_left_it(case: AsyncCase) -> None:
+    def configure(conn: Any) -> Any:
+        conn.adapters.register_loader("text", psycopg.types.string.TextBinaryLoader)
+        conn.add_notice_handler(heard.append)
+        return case.run_all(conn, LEAVE_THINGS_BEHIND.split(";"))
+
+    heard: list[Any] = []
+    connection = await case.open({"autocommit": True}, {"max_size": 1}, configure=configure)
+    for _ in range(2):
+        async with connection as conn:
+            left = await (await conn.execute(THINGS_LEFT)).fetchone()
+            assert left == ("9MB", False, 1, 1, "leftover", 1, 1, "somebody else")
+            await conn.execute("DO $$ BEGIN RAISE NOTICE 'a word'; END $$")
+            await conn.execute("RESET ROLE")
+            for statement in (
+                "DISCARD TEMP", "RESET ALL", "UNLISTEN *", "CLOSE ALL", "DEALLOCATE leftover",
+                "SELECT pg_advisory_unlock_all()", "SET search_path = nowhere",
+            ):  # fmt: skip
+                await conn.execute(statement)
+    assert len(heard) == 2
+    assert len(case.sessions()) == 1
+
+
+@sync_and_async
+async def test_a_configure_that_fails_after_a_reset_costs_only_the_connection(
+    case: AsyncCase, caplog: pytest.LogCaptureFixture
+) -> None:
+    def configure(conn: Any) -> None:
+        if is_failing:
+            raise ZeroDivisionError("in configure")
+
+    is_failing = False
+    connection = await case.open({"autocommit": True}, {"max_size": 1}, configure=configure)
+    async with connection as first:
+        await first.execute("SET work_mem = '9MB'")
+        is_failing = True
+    is_failing = False
+    assert first.closed
+    assert "in configure" in caplog.text
+    async with connection as another:
+        assert await case.value(another, "SHOW work_mem") == "4MB"
+
+
+@sync_and_async
 async def test_a_reset_leaves_what_psycopg_has_prepared(case: AsyncCase) -> None:
     connection = await case.open({"autocommit": True}, {"max_size": 1})
     async with connection as conn:
