@@ -133,6 +133,35 @@ def test_settings_that_it_would_lose_are_warned_of_once(
     assert all("connection_settings.options" in message for message in caplog.messages)
 
 
+def test_settings_that_pgbouncer_could_not_pass_on_are_no_refused_settings(
+    bouncer: Bouncer, private_server: PrivateServer
+) -> None:
+    db = Database(
+        {
+            "connection_settings": bouncer.settings(),
+            "pool_settings": {"max_size": 2, "timeout": 20},
+            "sync_settings": {"work_mem": "7MB"},
+        }
+    )
+
+    def query(n: int) -> Any:
+        try:
+            return db.fetch_value("SELECT %s::int", [n])
+        except Exception as error:
+            return error
+
+    assert query(0) == 0
+    private_server.stop()
+    with ThreadPoolExecutor(8) as threads:
+        outcomes = threads.map(query, range(1, 40))
+        time.sleep(2)
+        private_server.start()
+        failed = [one for one in outcomes if isinstance(one, Exception)]
+    assert not [one for one in failed if not isinstance(one, psycopg.OperationalError)]
+    assert query(40) == 40
+    db.close()
+
+
 def test_a_pgbouncer_that_is_full_is_waited_for(
     bouncer: Bouncer, proxy: Callable[[str, int], Proxy]
 ) -> None:

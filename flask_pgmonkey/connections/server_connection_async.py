@@ -17,6 +17,7 @@ from .server_connection_base import (
     Configure,
     clearing_statements,
     forget_what_was_heard,
+    is_refusal,
     parent_process_has_it,
     put_back_plain_attributes,
     refuse,
@@ -83,12 +84,16 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             cursor = await self.execute(*set_all(settings), prepare=False)
             warn_of_pooler(config, "async_settings", self, cursor.pgresult)
         except psycopg.DatabaseError as error:
+            if not is_refusal(self, error):
+                raise
             for name, value in settings.items():
                 try:
                     await self.execute(*set_all({name: value}), prepare=False)
                 except psycopg.DatabaseError as refusal:
+                    if not is_refusal(self, refusal):
+                        raise
                     refuse(config, "async_settings", name, refusal)
-            raise error
+            raise
 
     async def put_back_attributes(self) -> None:
         """Undo what the borrower changed on this object. Costs no round trip.

@@ -22,11 +22,13 @@ from ..config import Config, is_secret_key
 from ..errors import ConfigError
 from .adapters import NotedAdapters
 from .cursor import MarkingCursor
+from .liveness import is_connected
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
     from typing_extensions import LiteralString
 
+    from .liveness import Recorded
     from .protocols import AnyConnection
     from .record import ConnectionRecord
 
@@ -45,6 +47,9 @@ CLEAR_SESSION = (
     "DISCARD TEMP",
     "DISCARD SEQUENCES",
 )
+
+# The classes of connection exceptions, too few resources, intervention and the system's errors.
+_TROUBLE = ("08", "53", "57", "58")
 
 _SELECT = sql.SQL("SELECT ")
 _SET_ONE = sql.SQL("pg_catalog.set_config(%s, %s, false)")
@@ -121,6 +126,15 @@ def _warn_of_pooler(target: str, section: str) -> None:
         target,
         section,
     )
+
+
+def is_refusal(conn: Recorded, error: psycopg.Error) -> bool:
+    """Whether *error* is the server's opinion of a statement, and not the end of the connection.
+
+    A pooler between says in a SQLSTATE too that it has lost the server.
+    """
+    sqlstate = error.sqlstate
+    return sqlstate is not None and sqlstate[:2] not in _TROUBLE and is_connected(conn)
 
 
 def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoReturn:

@@ -252,6 +252,27 @@ async def test_a_setting_that_the_server_refuses_is_named(case: AsyncCase) -> No
 
 
 @sync_and_async
+async def test_a_connection_that_dies_while_settings_are_applied_is_no_refused_setting(
+    case: AsyncCase,
+) -> None:
+    connection = case.make(server={"default_text_search_config": "pg_catalog.simple"})
+    waiting = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND"
+    waiting += " datname = current_database() AND wait_event_type = 'Lock'"
+    with case.admin() as admin, admin.transaction():
+        admin.execute("LOCK TABLE pg_ts_config IN ACCESS EXCLUSIVE MODE")
+        opening = case.start(connection.connect)
+        deadline = monotonic() + 10
+        while not (pids := case.rows(waiting)):
+            assert monotonic() < deadline
+            await case.sleep(0.01)
+        case.terminate(pids[0][0])
+        error = await case.outcome(opening)
+    assert isinstance(error, psycopg.OperationalError)
+    assert "terminating connection" in str(error)
+    await connection.connect()
+
+
+@sync_and_async
 async def test_a_refused_setting_does_not_show_what_a_reference_stands_for(
     case: AsyncCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
