@@ -82,6 +82,12 @@ class BorrowedConnections:
         record.stack = None
         return True
 
+    def expire(self, opened_before: float) -> None:
+        """Have those that were opened before (by ``time.monotonic``) closed when they come back."""
+        for conn in self.all_borrowed():
+            if conn.record.opened_at < opened_before:
+                conn._expire_at = 0.0
+
     def log_leaks(self) -> None:
         """Log each connection that has been out for longer than ``leak_threshold``, once."""
         now = monotonic()

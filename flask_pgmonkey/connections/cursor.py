@@ -32,7 +32,8 @@ _FINDS_STALE_PLANS = "RevalidateCachedQuery"
 
 
 class MarkingCursor(BaseCursor[ConnectionType, Row]):
-    """What our cursors share: a statement that leaves state on the session marks it."""
+    """What our cursors share: a statement that leaves state on the session marks it, and so does
+    one that a read-only server refuses."""
 
     __slots__ = ()
 
@@ -47,6 +48,14 @@ class MarkingCursor(BaseCursor[ConnectionType, Row]):
         if leaves_state(pgq.query):
             self._record.mark(pgq.query)
         return pgq
+
+    def _raise_for_result(self, result: PGresult) -> NoReturn:
+        # What the server refuses comes here, from execute(), executemany() and pipelines.
+        try:
+            super()._raise_for_result(result)
+        except errors.ReadOnlySqlTransaction:
+            self._record.note_read_only()
+            raise
 
 
 class _OwnCursor(MarkingCursor[ConnectionType, Row]):
@@ -65,7 +74,6 @@ class _OwnCursor(MarkingCursor[ConnectionType, Row]):
         )
 
     def _raise_for_result(self, result: PGresult) -> NoReturn:
-        # What the server refuses comes here, from execute(), executemany() and pipelines.
         try:
             super()._raise_for_result(result)
         except _STALE_PLAN as error:

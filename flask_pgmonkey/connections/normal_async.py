@@ -349,24 +349,28 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         # After tpc_prepare() psycopg would let nobody commit on this connection.
         if is_wanted and is_idle and not pgconn.pipeline_status and conn._tpc is None:
             try:
-                await self._make_reusable(conn)
+                if await self._make_reusable(conn):
+                    conn.record.released_at = monotonic()
+                    return
             except Exception as error:  # whatever 'configure' raises as well
                 logger.warning("Closing the connection to %s: %s", self.config.target, error)
-            else:
-                conn.record.released_at = monotonic()
-                return
         await conn.close()
         if conn is state.conn:
             state.conn = None
 
-    async def _make_reusable(self, conn: AsyncServerConnection) -> None:
-        """Undo what the blocks left."""
+    async def _make_reusable(self, conn: AsyncServerConnection) -> bool:
+        """Undo what the blocks left; False if the connection is of no use any more."""
         record = conn.record
         if attributes_of(conn) != record.attributes:
             await conn.put_back_attributes()
         resets = self.config.async_pool.reset_on_return
-        if resets is True or (record.is_marked and resets):
-            await conn.reset_session()
+        if resets is True or record.is_marked:
+            if resets:
+                await conn.reset_session()
+            if record.met_read_only_at and await conn.was_demoted():
+                return False
+            record.met_read_only_at = 0.0
+        return True
 
     def _current_turn(self) -> _Turn | None:
         """The turn of this task, unless it is just ending in another one."""

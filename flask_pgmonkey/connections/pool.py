@@ -234,9 +234,21 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                 return False
             conn.put_back_attributes()
         resets = self._settings.reset_on_return
-        if resets is True or (record.is_marked and resets):
-            conn.reset_session()
+        if resets is True or record.is_marked:
+            if resets:
+                conn.reset_session()
+            if record.met_read_only_at and conn.was_demoted():
+                self._drain(conn)
+                return False
+            record.met_read_only_at = 0.0
         return True
+
+    def _drain(self, demoted: ServerConnection) -> None:
+        """Discard the connections that are older than the refusal which *demoted* met."""
+        if demoted._expire_at:  # else another one, of the same server, has done so already
+            before = demoted.record.met_read_only_at
+            self._states[os.getpid()].borrowed.expire(before)
+            demoted._pool.discard_idle(opened_before=before)
 
     def _ping(self, conn: ServerConnection, patience: float) -> Pulse:
         pulse = ping(conn.pgconn, min(PING_TIMEOUT, patience))

@@ -252,9 +252,21 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                 return False
             await conn.put_back_attributes()
         resets = self._settings.reset_on_return
-        if resets is True or (record.is_marked and resets):
-            await conn.reset_session()
+        if resets is True or record.is_marked:
+            if resets:
+                await conn.reset_session()
+            if record.met_read_only_at and await conn.was_demoted():
+                await self._drain(conn)
+                return False
+            record.met_read_only_at = 0.0
         return True
+
+    async def _drain(self, demoted: AsyncServerConnection) -> None:
+        """Discard the connections that are older than the refusal which *demoted* met."""
+        if demoted._expire_at:  # else another one, of the same server, has done so already
+            before = demoted.record.met_read_only_at
+            self._states[os.getpid()].borrowed.expire(before)
+            await demoted._pool.discard_idle(opened_before=before)
 
     async def _ping(self, conn: AsyncServerConnection, patience: float) -> Pulse:
         pulse = await ping_async(conn.pgconn, min(PING_TIMEOUT, patience))

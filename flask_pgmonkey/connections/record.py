@@ -50,6 +50,8 @@ class ConnectionRecord(Generic[SourceT]):
         have cursors on it.
     :ivar is_marked: whether a statement left state on the session that outlives its transaction.
     :ivar has_prepared: whether PREPARE was among them, or in what made it ready.
+    :ivar met_read_only_at: when the server last refused to write because all is read-only there (by
+        ``time.monotonic``); 0 if it did not since it was borrowed.
     :ivar plans_changed: its opener's count when its prepared statements were last dropped.
     :ivar borrower: who has borrowed it, and *stack* from where, if ``leak_threshold`` is on.
     :ivar shutdown_sqlstate: why the server ends the connection, once it has said so.
@@ -65,6 +67,7 @@ class ConnectionRecord(Generic[SourceT]):
         "is_handed_out",
         "is_marked",
         "leak_logged",
+        "met_read_only_at",
         "opened_at",
         "opener",
         "plans_changed",
@@ -96,6 +99,7 @@ class ConnectionRecord(Generic[SourceT]):
         self.leak_logged: bool = False
         self.shutdown_sqlstate: str | None = None
         self.has_prepared: bool = False
+        self.met_read_only_at: float = 0.0
         self.forget_configure(conn)
         self.note_ready(conn)
         self.opened_at: float = monotonic()
@@ -122,6 +126,11 @@ class ConnectionRecord(Generic[SourceT]):
         """Note that *query* leaves state on the session."""
         self.is_marked = True
         self.has_prepared = self.has_prepared or prepares(query)
+
+    def note_read_only(self) -> None:
+        """Note that the server refused to write: whoever takes it back has a look at it."""
+        self.is_marked = True
+        self.met_read_only_at = monotonic()
 
     def prepare_anew(self, conn: BaseConnection[Any]) -> None:
         """Forget what is prepared on *conn*; psycopg tells the server after the next query."""

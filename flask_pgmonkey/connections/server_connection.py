@@ -9,12 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from ..config import Config
 from . import configuring
 from .cursor import Cursor, ServerCursor
 from .record import ConnectionRecord
 from .server_connection_base import (
+    REFUSES_WRITES,
     BaseServerConnection,
     Configure,
     clearing_statements,
@@ -24,6 +26,7 @@ from .server_connection_base import (
     put_back_plain_attributes,
     refuse,
     set_all,
+    wants_writable,
     warn_of_pooler,
 )
 
@@ -137,3 +140,15 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         if record.configure:
             record.forget_configure(self)
         self._make_ready()
+
+    def was_demoted(self) -> bool:
+        """Whether the server became read-only although one that takes writes was demanded.
+
+        Asks it, in a round trip, outside of any transaction: one that was to be read-only is over.
+        """
+        if not wants_writable(self):
+            return False
+        self.autocommit = True
+        cursor = self.cursor(row_factory=tuple_row)
+        row = cursor.execute(REFUSES_WRITES, prepare=False).fetchone()
+        return bool(row and row[0])

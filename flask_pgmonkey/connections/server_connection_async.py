@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from ..config import Config
 from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
 from .record import ConnectionRecord
 from .server_connection_base import (
+    REFUSES_WRITES,
     BaseServerConnection,
     Configure,
     clearing_statements,
@@ -22,6 +24,7 @@ from .server_connection_base import (
     put_back_plain_attributes,
     refuse,
     set_all,
+    wants_writable,
     warn_of_pooler,
 )
 
@@ -123,3 +126,12 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         if record.configure:
             record.forget_configure(self)
         await self._make_ready()
+
+    async def was_demoted(self) -> bool:
+        """:meth:`ServerConnection.was_demoted`, on the running loop."""
+        if not wants_writable(self):
+            return False
+        await self.set_autocommit(True)
+        cursor = self.cursor(row_factory=tuple_row)
+        row = await (await cursor.execute(REFUSES_WRITES, prepare=False)).fetchone()
+        return bool(row and row[0])

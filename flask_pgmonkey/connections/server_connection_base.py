@@ -51,6 +51,10 @@ CLEAR_SESSION = (
 # The classes of connection exceptions, too few resources, intervention and the system's errors.
 _TROUBLE = ("08", "53", "57", "58")
 
+REFUSES_WRITES = (
+    "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only')::boolean"
+)
+
 _SELECT = sql.SQL("SELECT ")
 _SET_ONE = sql.SQL("pg_catalog.set_config(%s, %s, false)")
 _WHO_ANSWERS = sql.SQL(", pg_catalog.pg_backend_pid()")
@@ -150,6 +154,15 @@ def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoR
             # tools that collect errors follow the context too.
             quiet.__context__ = None
     raise ConfigError(f"{refusal}: {error}") from error
+
+
+def wants_writable(conn: AnyConnection) -> bool:
+    """Whether *conn* was opened to a server that takes writes, as the config or the environment
+    demanded."""
+    for option in conn.pgconn.info:
+        if option.keyword == b"target_session_attrs":
+            return option.val in (b"read-write", b"primary")
+    return False
 
 
 def put_back_plain_attributes(conn: Any, values: Iterable[Any]) -> None:

@@ -6,7 +6,12 @@ from __future__ import annotations
 
 import threading
 import traceback
-from contextlib import AsyncExitStack, ExitStack  # noqa: F401 (what the sync bodies use)
+from collections.abc import Iterator
+from contextlib import (  # noqa: F401 (what the sync bodies use)
+    AsyncExitStack,
+    ExitStack,
+    contextmanager,
+)
 from time import monotonic
 from typing import Any
 
@@ -714,6 +719,104 @@ async def test_a_borrower_may_close_the_psycopg_connection(case: AsyncCase) -> N
         await conn.close()
     async with connection as conn:
         assert await case.value(conn, "SELECT 1") == 1
+
+
+# Servers that take no more writes
+
+
+@contextmanager
+def demoted(server: PrivateServer) -> Iterator[None]:
+    """Have the server refuse what existing sessions write, as one that is no primary any more; new
+    sessions stand for those on its successor."""
+    with server.connect() as admin:
+        admin.execute("ALTER ROLE app SET default_transaction_read_only = off")
+        admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        admin.execute("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        with server.connect() as admin:
+            admin.execute("SET default_transaction_read_only = off")
+            admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            admin.execute("ALTER ROLE app RESET default_transaction_read_only")
+            admin.execute("SELECT pg_reload_conf()")
+
+
+@sync_and_async
+async def test_a_demoted_server_costs_one_error(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    connection = await fragile.open(
+        {"target_session_attrs": "read-write"}, {"min_size": 4, "max_size": 4}
+    )
+
+    async def write() -> None:
+        async with connection as conn:
+            await conn.execute("CREATE TABLE IF NOT EXISTS written (n int)")
+
+    if fragile.is_pool:
+        await fragile.idle_backends(connection, 4)
+    before = fragile.sessions()
+    with demoted(private_server):
+        # Let each of them notice.
+        await fragile.sleep(0.3)
+        async with AsyncExitStack() as stack:
+            held = None
+            if fragile.is_pool:
+                held = await stack.enter_async_context(connection.connection())
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                await write()
+            for _ in range(3 if fragile.is_pool else 1):
+                await write()
+        if held is not None:
+            await fragile.wait_for_sessions(4)
+            assert held.closed
+        assert not fragile.sessions() & before
+        await write()
+    with private_server.connect("app") as admin:
+        admin.execute("DROP TABLE written")
+
+
+@sync_and_async
+async def test_a_server_that_is_read_only_is_kept_where_no_other_was_demanded(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    connection = await fragile.open(pool={"max_size": 1})
+    with demoted(private_server):
+        await fragile.sleep(0.3)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            async with connection as first:
+                await first.execute("CREATE TABLE refused (n int)")
+        async with connection as same:
+            assert same is first
+
+
+@sync_and_async
+async def test_a_transaction_that_was_to_be_read_only_says_nothing_about_the_server(
+    case: AsyncCase,
+) -> None:
+    connection = await case.open({"target_session_attrs": "primary"}, {"max_size": 1})
+
+    async def set_attribute(conn: Any) -> None:
+        await conn.set_read_only(True)
+
+    async def set_transaction(conn: Any) -> None:
+        await conn.execute("SET TRANSACTION READ ONLY")
+
+    async def set_session(conn: Any) -> None:
+        await conn.execute("SET default_transaction_read_only = on")
+        await conn.commit()
+
+    first = None
+    for ask_for_it in (set_attribute, set_transaction, set_session):
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            async with connection as conn:
+                first = first or conn
+                assert conn is first
+                await ask_for_it(conn)
+                await conn.execute("CREATE TABLE refused (n int)")
+    async with connection as same:
+        assert same is first
 
 
 # Servers that cannot be reached
