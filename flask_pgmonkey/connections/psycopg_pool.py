@@ -1,7 +1,8 @@
 """psycopg_pool's ConnectionPool, with what web apps need beyond it.
 
-Four things differ: how long and how often a failing connection is tried again, who hears of the
-failure, that no interrupted waiter stays in the line, and that closing waits for nobody.
+Five things differ: how long and how often a failing connection is tried again, who hears of the
+failure, that no interrupted waiter stays in the line, that all unused connections close after
+``max_idle``, and that closing waits for nobody.
 Only this file and its twin touch psycopg_pool's underscored names, and a test pins them.
 """
 
@@ -220,6 +221,17 @@ class Pool(ConnectionPool[ServerConnection]):
         for thread in threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
+
+    def _shrink_pool(self) -> None:
+        # Runs in a worker, every max_idle seconds.
+        with self._lock:
+            unused, self._nconns_min = self._nconns_min, len(self._pool)
+            count = max(0, min(unused, len(self._pool), self._nconns - self._min_size))
+            idle = [self._pool.popleft() for _ in range(count)]
+            self._nconns -= count
+            self._nconns_min -= count
+        for conn in idle:
+            self._close_connection(conn)
 
     def _add_connection(self, attempt: object, growing: bool = False) -> None:
         # Runs in a worker. The connector has done all the trying again.

@@ -222,6 +222,16 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             task.cancel()
         await asyncio.wait(tasks, timeout=max(0.0, deadline - monotonic()))
 
+    async def _shrink_pool(self) -> None:
+        # Runs in a worker, every max_idle seconds.
+        unused, self._nconns_min = self._nconns_min, len(self._pool)
+        count = max(0, min(unused, len(self._pool), self._nconns - self._min_size))
+        idle = [self._pool.popleft() for _ in range(count)]
+        self._nconns -= count
+        self._nconns_min -= count
+        for conn in idle:
+            await self._close_connection(conn)
+
     async def _add_connection(self, attempt: object, growing: bool = False) -> None:
         # As Pool._add_connection; of the loop's tasks, none is suspended while it holds the lock.
         try:

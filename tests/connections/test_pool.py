@@ -325,6 +325,18 @@ async def test_a_pool_shrinks_to_min_size_after_max_idle(case: AsyncCase, min_si
 
 
 @sync_and_async
+async def test_all_that_were_unused_for_max_idle_close_together(case: AsyncCase) -> None:
+    pool = await case.open(pool={"max_size": 12, "max_idle": 0.5})
+    await case.idle_backends(pool, 12)
+    deadline = monotonic() + 10
+    while (size := pool.get_stats()["pool_size"]) == 12:
+        assert monotonic() < deadline
+        await case.sleep(0.001)
+    assert size == 1
+    await case.wait_for_sessions(1)
+
+
+@sync_and_async
 async def test_a_connection_past_max_lifetime_is_replaced_when_it_comes_back(
     case: AsyncCase,
 ) -> None:

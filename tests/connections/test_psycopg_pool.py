@@ -27,8 +27,8 @@ NAMES_OF_PSYCOPG_POOL = {
     "_REQUESTS_WAIT_MS", "_add_connection", "_add_to_pool", "_check_open_getconn",
     "_close_connection", "_closed", "_connect", "_get_ready_connection", "_growing", "_lock",
     "_maybe_grow_pool", "_min_size", "_nconns", "_nconns_min", "_pool", "_return_connection",
-    "_sched_runner", "_set_connection_expiry_date", "_signal_stop_worker", "_stats", "_waiting",
-    "_workers",
+    "_sched_runner", "_set_connection_expiry_date", "_shrink_pool", "_signal_stop_worker",
+    "_stats", "_waiting", "_workers",
 }  # fmt: skip
 
 
