@@ -23,6 +23,7 @@ class Proxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self._deaf = False
+        self._lost = 0  # so many of those accepted first are lost
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -51,6 +52,10 @@ class Proxy:
             for one in self._sockets:
                 with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
+
+    def lose_flows(self) -> None:
+        """Swallow all that existing connections send; new ones are served."""
+        self._lost = self.count
 
     def refuse(self) -> None:
         """Refuse new connections; those that exist go on."""
@@ -86,26 +91,27 @@ class Proxy:
                 if self._deaf:
                     self._run(self._hold, client)
                 else:
-                    self._run(self._serve, client)
+                    self._run(self._serve, client, self.count)
 
     def _hold(self, client: socket.socket) -> None:
         with self._tracked(client), contextlib.suppress(OSError):
             while client.recv(65536):
                 pass
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, number: int) -> None:
         with self._tracked(client), contextlib.suppress(OSError):
             self._flowing.wait()
             with self._tracked(self._connect()) as server:
-                back = self._run(self._pass_on, server, client)
-                self._pass_on(client, server)
+                back = self._run(self._pass_on, server, client, number)
+                self._pass_on(client, server, number)
                 back.join()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError):
             while block := source.recv(65536):
                 self._flowing.wait()
-                sink.sendall(block)
+                if number > self._lost:
+                    sink.sendall(block)
         for one in (source, sink):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -133,8 +139,8 @@ class Proxy:
                 with self._lock:
                     self._sockets.discard(one)
 
-    def _run(self, job: Callable[..., None], *sockets: socket.socket) -> threading.Thread:
-        thread = threading.Thread(target=job, args=sockets, name="proxy", daemon=True)
+    def _run(self, job: Callable[..., None], *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=job, args=arguments, name="proxy", daemon=True)
         self._threads.append(thread)
         thread.start()
         return thread

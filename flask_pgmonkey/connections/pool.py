@@ -179,6 +179,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
             pool.discard(conn)
             if pulse is Pulse.SILENT:
                 pool.discard_idle()
+            elif pulse is Pulse.TOO_SHORT:
+                pool.suspect_idle()
             elif pulse is Pulse.DEAD and state.borrowed.older_ones_are_dead(record):
                 pool.discard_idle(opened_before=record.released_at)
 
@@ -210,6 +212,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
             if is_reusable:
                 pool.give_back(conn, now)
             else:
+                if conn.broken or conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    pool.suspect_idle()
                 pool.discard(conn)
 
     def abandon(self, conn: ServerConnection) -> None:

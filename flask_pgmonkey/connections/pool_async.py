@@ -207,6 +207,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
             await pool.discard(conn)
             if pulse is Pulse.SILENT:
                 await pool.discard_idle()
+            elif pulse is Pulse.TOO_SHORT:
+                pool.suspect_idle()
             elif pulse is Pulse.DEAD and state.borrowed.older_ones_are_dead(record):
                 await pool.discard_idle(opened_before=record.released_at)
 
@@ -238,6 +240,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
             if is_reusable:
                 await pool.give_back(conn, now)
             else:
+                if conn.broken or conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    pool.suspect_idle()
                 await pool.discard(conn)
 
     async def _make_reusable(self, conn: AsyncServerConnection) -> bool:

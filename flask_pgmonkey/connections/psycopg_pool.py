@@ -177,6 +177,12 @@ class Pool(ConnectionPool[ServerConnection]):
         for conn in idle:
             self._close_connection(conn)
 
+    def suspect_idle(self) -> None:
+        """Have the idle connections pinged before they are lent: one like them fell silent."""
+        with self._lock:
+            for conn in self._pool:
+                conn.record.released_at = -math.inf
+
     def _forget(self, count: int) -> None:
         self._nconns -= count
         if self._closed:

@@ -183,6 +183,11 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         for conn in idle:
             await self._close_connection(conn)
 
+    def suspect_idle(self) -> None:
+        """:meth:`Pool.suspect_idle`."""
+        for conn in self._pool:
+            conn.record.released_at = -math.inf
+
     def _forget(self, count: int) -> None:
         self._nconns -= count
         if self._closed:

@@ -8,6 +8,7 @@ import gc
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -550,6 +551,58 @@ async def test_a_ping_that_runs_out_discards_all_idle_ones(
     async with pool as conn:
         assert await fragile.value(conn, "SELECT pg_backend_pid()") not in before
     resuming.join()
+    await pool.disconnect()
+
+
+def shut_down(conn: Any) -> None:
+    """End a query that hears nothing more, as a bound on it does."""
+    with socket.socket(fileno=os.dup(conn.pgconn.socket)) as duplicate:
+        duplicate.shutdown(socket.SHUT_RDWR)
+
+
+@sync_and_async
+async def test_after_a_query_that_heard_nothing_no_other_one_waits_in_vain(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    pool = await fragile.open({"port": gate.port}, {"max_size": 6, "timeout": 20})
+    await fragile.idle_backends(pool, 6)
+    gate.lose_flows()
+    conn = await pool.borrow()
+    shutting_down = threading.Timer(0.2, shut_down, [conn])
+    shutting_down.start()
+    with pytest.raises(psycopg.OperationalError):
+        await conn.execute("SELECT 1")
+    shutting_down.join()
+    await pool.release(conn)
+
+    async def query(n: int) -> Any:
+        async with pool as conn:
+            return await fragile.value(conn, "SELECT %s::int", n)
+
+    with within(5):
+        assert await fragile.together(query, range(20)) == [*range(20)]
+    await fragile.expect_nothing_out(pool)
+    await pool.disconnect()
+
+
+@sync_and_async
+async def test_a_ping_that_was_cut_short_has_the_others_asked_too(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    pool = await fragile.open({"port": gate.port}, {"max_size": 6, "timeout": 20})
+    await fragile.idle_backends(pool, 6)
+    conn = await pool.borrow()
+    await pool.release(conn)
+    pool._states.here().pool._pool.rotate(1)  # lent next
+    conn.record.released_at = monotonic() - 1.1
+    gate.lose_flows()
+    with pytest.raises(PoolTimeout, match="has not answered a ping"):
+        await pool.borrow(timeout=0.1)
+    with within(5):
+        async with pool as conn:
+            assert await fragile.value(conn, "SELECT 1") == 1
     await pool.disconnect()
 
 
