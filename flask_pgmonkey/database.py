@@ -77,7 +77,7 @@ class Database(Queries[Row]):
 
     @property
     def pool(self) -> PoolConnection:
-        """The pool, opened if need be."""
+        """The pool; it opens when somebody borrows from it."""
         return self.manager.pool_for(self._config)
 
     @contextmanager
@@ -121,7 +121,8 @@ class PooledAsyncQueries(AsyncQueries[Row]):
 
         :raises psycopg.OperationalError: at once, with the server's words.
         """
-        await self.manager.async_pool_for(self.config)
+        pool = await self.manager.async_pool_for(self.config)
+        await pool.connect()
 
     async def disconnect(self) -> None:
         """Close the pool of this loop; the next query opens it again."""

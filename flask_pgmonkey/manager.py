@@ -233,14 +233,28 @@ class PGConnectionManager:
         return self._get(config, connection_type, force_reload)
 
     def pool_for(self, config: Config) -> PoolConnection:
-        """The object of type ``pool`` for a config that was read already, open."""
-        pool: PoolConnection = self.connection_for(config, "pool")
-        return pool
+        """The object of type ``pool`` for a config that was read already.
+
+        A new one opens when somebody borrows from it, which waits for a server that may come.
+        """
+        cached = self._caches.here().cached
+        pool = cached.get((config.key, "pool"))
+        if pool is None:
+            pool = PoolConnection(config, **self._arguments())
+            close_at_exit(pool)
+            pool = cached.setdefault((config.key, "pool"), pool)
+        return cast("PoolConnection", pool)
 
     async def async_pool_for(self, config: Config) -> AsyncPoolConnection:
-        """The object of type ``async_pool`` for the running loop, open."""
-        pool: AsyncPoolConnection = await self.connection_for(config, "async_pool")
-        return pool
+        """The object of type ``async_pool`` for the running loop; opens as :meth:`pool_for`'s."""
+        on_loops = self._caches.here().on_loops
+        key = config.key, "async_pool", asyncio.get_running_loop()
+        pool = on_loops.get(key)
+        if pool is None:
+            self._forget_closed_loops()
+            close_at_exit()
+            pool = on_loops[key] = connections.AsyncPoolConnection(config, **self._arguments())
+        return cast("AsyncPoolConnection", pool)
 
     def lookup(self, config: Config, connection_type: str) -> Callable[[], Any]:
         """What gives the sync connection object that this process has in the cache, or None: in

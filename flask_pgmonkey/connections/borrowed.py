@@ -14,7 +14,7 @@ from weakref import WeakSet
 from psycopg_pool import PoolTimeout, TooManyRequests
 
 from ..config import PoolSettings
-from .connect_errors import LastFailure, copy_for_waiter, seconds
+from .connect_errors import Failures, copy_for_waiter, seconds
 from .liveness import Pulse
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class BorrowedConnections:
         self, target: str, settings: PoolSettings, describe_borrower: Callable[[], str] | None
     ) -> None:
         self._target = target
+        self._usual_timeout = settings.timeout
         self._leak_threshold = settings.leak_threshold
         self._describe_borrower = describe_borrower
         self._borrowed: dict[int, ServerConnection | AsyncServerConnection] = {}
@@ -123,28 +124,32 @@ class BorrowedConnections:
         self,
         refusal: PoolTimeout | TooManyRequests,
         pool: BasePool,
-        failure: LastFailure,
+        failures: Failures,
         pulse: Pulse,
         start: float,
         timeout: float,
-    ) -> tuple[Exception, BaseException | None]:
-        """The error, and its cause, for a borrower whom *pool* refused a connection.
+    ) -> tuple[Exception, bool]:
+        """The error for a borrower whom *pool* refused a connection; and whether it is an outage.
 
-        :param failure: the last one to connect.
+        :param failures: of the attempts to open one.
         :param pulse: of the last connection that the borrower was given.
         :param start: when the borrower began, by ``time.monotonic``.
         """
         stats = pool.get_stats()
         lent = [conn.record for conn in self.all_borrowed() if conn._pool is pool]
-        if len(lent) < stats["pool_max"]:
-            error = failure.error if isinstance(refusal, TooManyRequests) else failure.since(start)
-            if error is not None:
-                return copy_for_waiter(error), error.__cause__
+        is_full = len(lent) >= stats["pool_max"]
         if isinstance(refusal, TooManyRequests):
-            return refusal, None
-        if len(lent) < stats["pool_max"]:
-            return self._not_opened(len(lent), stats, pulse, timeout), failure.error
-        return self._exhausted(lent, stats, timeout), None
+            failure = None if is_full else failures.error
+            return (copy_for_waiter(failure) if failure is not None else refusal), False
+        if is_full:
+            return self._exhausted(lent, stats, timeout), False
+        failure = failures.since(start)
+        if failure is not None:
+            error = copy_for_waiter(failure)
+        else:
+            error = self._not_opened(len(lent), stats, pulse, timeout)
+            error.__cause__ = failures.error
+        return error, timeout >= self._usual_timeout
 
     def _exhausted(
         self, lent: list[ConnectionRecord[Any]], stats: dict[str, int], timeout: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from copy import copy
 from time import monotonic
@@ -18,6 +19,7 @@ _PASSES_BY_ITSELF = (
     r"|terminating connection|cannot connect to server|server login"
     r"|SSL SYSCALL error|unexpected eof"
 )
+_FORGOTTEN_AFTER = 60.0
 _SPOKEN_BY_SERVER_OR_TLS = (
     r"\bFATAL\b|\bSSL\b|certificate|no password supplied|authentication method"
 )
@@ -63,21 +65,55 @@ def with_notes(error: BaseException) -> str:
     return " ".join([str(error), *notes_of(error)])
 
 
-class LastFailure:
-    """The last connection error of a pool, until a connection succeeds."""
+class Failures:
+    """The failures to connect of one pool or connection object, until an attempt succeeds.
+
+    Once somebody has waited in vain for as long as the config's ``timeout``, the outage is known:
+    the others hear of it at once.
+
+    :ivar error: the last failure.
+    :ivar at: when that was, by ``time.monotonic``.
+    :ivar known_at: since when the outage is known; infinity while it is not.
+    """
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.at: float = 0.0
+        self.known_at: float = math.inf
+        self._of_the_first: Exception | None = None
+        self._asked_at = 0.0
 
     def note(self, error: Exception) -> None:
         """Remember *error* as the last one."""
         self.error = error
         self.at = monotonic()
 
+    def end(self) -> None:
+        """Note that an attempt has succeeded."""
+        self.error = self._of_the_first = None
+        self.known_at = math.inf
+
     def since(self, start: float) -> Exception | None:
-        """The error if it came after *start* (by ``time.monotonic``)."""
+        """The last failure if it came after *start* (by ``time.monotonic``)."""
         return self.error if self.at >= start else None
+
+    def make_known(self, error: Exception) -> bool:
+        """Note that somebody got *error* who had waited for the usual time; whether that is new."""
+        is_new = self.known_at == math.inf
+        self.known_at = self._asked_at = monotonic()
+        self._of_the_first = error
+        return is_new
+
+    def at_once(self) -> Exception | None:
+        """What they hear at once who come while the outage is known; None if it is not."""
+        if self._of_the_first is None:
+            return None
+        self._asked_at = monotonic()
+        return copy_for_waiter(self.error or self._of_the_first)
+
+    def is_of_interest(self) -> bool:
+        """Whether the outage is known, and somebody has asked for a connection lately."""
+        return self.known_at < monotonic() < self._asked_at + _FORGOTTEN_AFTER
 
 
 def exit_in_configure(error: SystemExit) -> RuntimeError:

@@ -16,7 +16,7 @@ from psycopg_pool import PoolTimeout
 
 from ..config import Config
 from .base import Block, DescribeBorrower, StateOfBlocks, SyncConnectionObject
-from .connect_errors import LastFailure, can_pass, copy_for_waiter, seconds
+from .connect_errors import Failures, can_pass, copy_for_waiter, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping
 from .record import attributes_of
 from .server_connection import ServerConnection
@@ -77,7 +77,7 @@ class _NormalState(StateOfBlocks[_TurnBlock]):
         self.openings: SingleFlight[ServerConnection] = SingleFlight()
         self.free = threading.Condition()
         self.line: list[_Turn] = []  # the first has the connection, the others wait
-        self.failure: LastFailure = LastFailure()
+        self.failures: Failures = Failures()
 
 
 class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
@@ -138,20 +138,30 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
         try:
             return state.conn or state.openings.run("connection", lambda: self._open_new(state))
         except Exception as error:
-            state.failure.note(error)
+            state.failures.note(error)
             raise
 
     def _open_new(self, state: _NormalState) -> ServerConnection:
         if state.conn is None:
             state.conn = ServerConnection.open(self, self._configure, self._row_factory)
+            state.failures.end()
         return state.conn
 
-    def _reopen(self, state: _NormalState, deadline: float) -> ServerConnection:
+    def _open_in_time(
+        self, state: _NormalState, deadline: float, timeout: float
+    ) -> ServerConnection:
+        """Open the connection, trying again until *deadline*; while an outage is known, once."""
+        usual = self.config.pool.timeout
         while True:
             try:
                 return self._open(state)
             except psycopg.OperationalError as error:
-                if not can_pass(error) or monotonic() + PAUSE_BETWEEN_ATTEMPTS >= deadline:
+                is_known = state.failures.is_of_interest()
+                if not can_pass(error) or (is_known and timeout <= usual):
+                    raise
+                if monotonic() + PAUSE_BETWEEN_ATTEMPTS >= deadline:
+                    if timeout >= usual:
+                        state.failures.make_known(error)
                     raise
             sleep(PAUSE_BETWEEN_ATTEMPTS)
 
@@ -169,7 +179,7 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
             turn = _Turn(owner, owner._states.here())
             try:
                 if owner._has_turn(turn, deadline, timeout):
-                    return owner._begin_block(turn, deadline)
+                    return owner._begin_block(turn, deadline, timeout)
             except BaseException:
                 owner._end_turn(turn)
                 raise
@@ -196,7 +206,7 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
 
     def _timed_out(self, holder: _Turn, turn: _Turn, timeout: float) -> Exception:
         """The error of *turn*, which waited in vain for *holder* to end."""
-        if holder.conn is None and (error := turn.state.failure.since(turn.began_at)):
+        if holder.conn is None and (error := turn.state.failures.since(turn.began_at)):
             return copy_for_waiter(error)
         doing = "held it" if holder.conn is not None else "been opening it"
         return PoolTimeout(
@@ -212,8 +222,8 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
                 turn.state.line.remove(turn)
             turn.state.free.notify_all()
 
-    def _begin_block(self, turn: _Turn, deadline: float) -> _TurnBlock:
-        conn = self._live_connection(turn.state, deadline)
+    def _begin_block(self, turn: _Turn, deadline: float, timeout: float) -> _TurnBlock:
+        conn = self._live_connection(turn.state, deadline, timeout)
         if conn.autocommit != self.config.autocommit:
             conn.autocommit = self.config.autocommit
         block = _TurnBlock(turn, conn)
@@ -221,15 +231,16 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
         turn.conn = conn
         return block
 
-    def _live_connection(self, state: _NormalState, deadline: float) -> ServerConnection:
+    def _live_connection(
+        self, state: _NormalState, deadline: float, timeout: float
+    ) -> ServerConnection:
         conn = state.conn
-        if conn is None:
-            return self._open(state)
-        if self._is_alive(conn):
-            return conn
-        conn.close()
-        state.conn = None
-        return self._reopen(state, deadline)
+        if conn is not None:
+            if self._is_alive(conn):
+                return conn
+            conn.close()
+            state.conn = None
+        return self._open_in_time(state, deadline, timeout)
 
     def _is_alive(self, conn: ServerConnection) -> bool:
         if not is_connected(conn):

@@ -18,7 +18,7 @@ from psycopg_pool import PoolTimeout
 from ..config import Config
 from .base import Block, DescribeBorrower
 from .base_async import AsyncConnectionObject, StateOnLoop
-from .connect_errors import LastFailure, can_pass, copy_for_waiter, seconds
+from .connect_errors import Failures, can_pass, copy_for_waiter, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop
 from .normal import PAUSE_BETWEEN_ATTEMPTS
@@ -83,7 +83,7 @@ class _NormalState(StateOnLoop[_TurnBlock]):
         self.conn: AsyncServerConnection | None = None
         self.openings: AsyncSingleFlight[AsyncServerConnection] = AsyncSingleFlight()
         self.line: list[_Turn] = []  # the first has the connection, the others wait
-        self.failure: LastFailure = LastFailure()
+        self.failures: Failures = Failures()
 
 
 class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
@@ -156,7 +156,7 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
                 "connection", lambda: self._open_new(state)
             )
         except Exception as error:
-            state.failure.note(error)
+            state.failures.note(error)
             raise
 
     async def _open_new(self, state: _NormalState) -> AsyncServerConnection:
@@ -164,15 +164,25 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         if conn is None:
             conn = await AsyncServerConnection.open(self, self._configure, self._row_factory)
             state.conn = conn
+            state.failures.end()
             end_with_running_loop(self)
         return conn
 
-    async def _reopen(self, state: _NormalState, deadline: float) -> AsyncServerConnection:
+    async def _open_in_time(
+        self, state: _NormalState, deadline: float, timeout: float
+    ) -> AsyncServerConnection:
+        """Open the connection, trying again until *deadline*; while an outage is known, once."""
+        usual = self.config.async_pool.timeout
         while True:
             try:
                 return await self._open(state)
             except psycopg.OperationalError as error:
-                if not can_pass(error) or monotonic() + PAUSE_BETWEEN_ATTEMPTS >= deadline:
+                is_known = state.failures.is_of_interest()
+                if not can_pass(error) or (is_known and timeout <= usual):
+                    raise
+                if monotonic() + PAUSE_BETWEEN_ATTEMPTS >= deadline:
+                    if timeout >= usual:
+                        state.failures.make_known(error)
                     raise
             await asyncio.sleep(PAUSE_BETWEEN_ATTEMPTS)
 
@@ -202,7 +212,7 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
             turn = _Turn(owner, owner._state_on_own_loop())
             try:
                 if await owner._has_turn(turn, deadline, timeout):
-                    return await owner._begin_block(turn, deadline)
+                    return await owner._begin_block(turn, deadline, timeout)
             except BaseException:
                 owner._end_turn(turn)
                 raise
@@ -226,7 +236,7 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
 
     def _timed_out(self, holder: _Turn, turn: _Turn, timeout: float) -> Exception:
         """The error of *turn*, which waited in vain for *holder* to end."""
-        if holder.conn is None and (error := turn.state.failure.since(turn.began_at)):
+        if holder.conn is None and (error := turn.state.failures.since(turn.began_at)):
             return copy_for_waiter(error)
         doing = "held it" if holder.conn is not None else "been opening it"
         return PoolTimeout(
@@ -243,8 +253,8 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         if line:
             line[0].come_and_see()
 
-    async def _begin_block(self, turn: _Turn, deadline: float) -> _TurnBlock:
-        conn = await self._live_connection(turn.state, deadline)
+    async def _begin_block(self, turn: _Turn, deadline: float, timeout: float) -> _TurnBlock:
+        conn = await self._live_connection(turn.state, deadline, timeout)
         if conn.autocommit != self.config.autocommit:
             await conn.set_autocommit(self.config.autocommit)
         block = _TurnBlock(turn, conn)
@@ -252,15 +262,16 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         turn.conn = conn
         return block
 
-    async def _live_connection(self, state: _NormalState, deadline: float) -> AsyncServerConnection:
+    async def _live_connection(
+        self, state: _NormalState, deadline: float, timeout: float
+    ) -> AsyncServerConnection:
         conn = state.conn
-        if conn is None:
-            return await self._open(state)
-        if await self._is_alive(conn):
-            return conn
-        await conn.close()
-        state.conn = None
-        return await self._reopen(state, deadline)
+        if conn is not None:
+            if await self._is_alive(conn):
+                return conn
+            await conn.close()
+            state.conn = None
+        return await self._open_in_time(state, deadline, timeout)
 
     async def _is_alive(self, conn: AsyncServerConnection) -> bool:
         if not is_connected(conn):

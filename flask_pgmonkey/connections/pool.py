@@ -17,6 +17,7 @@ from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from ..config import Config
 from .base import Block, DescribeBorrower, StateOfBlocks, SyncConnectionObject
 from .borrowed import BorrowedConnections
+from .connect_errors import can_pass, copy_for_waiter
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping
 from .psycopg_pool import Connector, Pool
 from .record import attributes_of
@@ -75,7 +76,11 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         :raises psycopg.OperationalError: at once, with the server's words, where that fails.
         """
         newest = self._newest()
-        newest._open_pool(newest._states.here())
+        state = newest._states.here()
+        pool = newest._open_pool(state)
+        failure = pool.connector.failures.error
+        if failure is not None and pool.is_empty() and not state.borrowed:
+            raise copy_for_waiter(failure)
 
     def disconnect(self) -> None:
         """Close the pool. Borrowed connections close when they come back; the next block opens
@@ -98,15 +103,37 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         if pool is not None:
             pool.close_by(deadline)
 
-    def _open_pool(self, state: _PoolState) -> Pool:
-        return state.pool or state.openings.run("pool", lambda: self._open_new_pool(state))
+    def _open_pool(self, state: _PoolState, deadline: float = 0.0) -> Pool:
+        """The pool, opened if need be.
 
-    def _open_new_pool(self, state: _PoolState) -> Pool:
+        With a *deadline* (by ``time.monotonic``) the pool also opens where there is a failure that
+        can pass; its workers try again then.
+        """
+        while True:
+            try:
+                return state.pool or state.openings.run(
+                    "pool", lambda: self._open_new_pool(state, deadline)
+                )
+            except psycopg.OperationalError as error:
+                # The attempt of somebody who does not wait.
+                if monotonic() >= deadline or not can_pass(error):
+                    raise
+
+    def _open_new_pool(self, state: _PoolState, deadline: float) -> Pool:
         if state.pool is not None:
             return state.pool
-        first = self._open_connection()
+        first: ServerConnection | None
+        failure: Exception | None = None
+        try:
+            first = self._open_connection()
+        except psycopg.OperationalError as error:
+            if not deadline or not can_pass(error):
+                raise
+            first, failure = None, error
         connector = Connector(self._open_connection, self._settings.reconnect_timeout)
         pool = Pool(connector, self._settings, self.config.target)
+        if failure is not None:
+            pool.connector.failures.note(failure)
         pool.open_with(first)
         if self._settings.leak_threshold:
             _LeakWatch(pool, state.borrowed, self._settings.leak_threshold).schedule(pool)
@@ -130,7 +157,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         Prefer a block, or :meth:`connection`: what is borrowed here must be released.
 
         :param timeout: seconds to wait at most; the config's ``timeout`` without it. Who opens
-            the pool waits for its first connection as long as ``connect_timeout`` says.
+            the pool waits for its first attempt as long as ``connect_timeout`` says.
         :param autocommit: whether each statement is committed by itself; the config's without it.
         :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
         :raises psycopg.OperationalError: the server's error where none can be opened.
@@ -146,7 +173,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         state = self._states[os.getpid()]
         pulse = Pulse.ALIVE
         while True:
-            pool = state.pool or self._open_pool(state)
+            pool = state.pool or self._open_pool(state, deadline)
             try:
                 conn = pool.take(deadline, now)
             except PoolClosed:
@@ -156,10 +183,12 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                     raise
                 continue  # somebody closed it meanwhile
             except (PoolTimeout, TooManyRequests) as refusal:
-                error, cause = state.borrowed.explain_refusal(
-                    refusal, pool, pool.connector.failure, pulse, start, timeout
+                error, is_outage = state.borrowed.explain_refusal(
+                    refusal, pool, pool.connector.failures, pulse, start, timeout
                 )
-                raise error from cause
+                if is_outage:
+                    pool.make_outage_known(error)
+                raise error from error.__cause__
             record = conn.record
             try:
                 now = monotonic()

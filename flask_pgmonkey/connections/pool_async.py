@@ -19,6 +19,7 @@ from ..config import Config
 from .base import Block, DescribeBorrower
 from .base_async import AsyncConnectionObject, StateOnLoop
 from .borrowed import BorrowedConnections
+from .connect_errors import can_pass, copy_for_waiter
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop
 from .psycopg_pool_async import AsyncConnector, AsyncPool
@@ -79,7 +80,11 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         :raises RuntimeError: on another loop than the object's own.
         """
         newest = self._newest()
-        await newest._open_pool(newest._state_on_own_loop())
+        state = newest._state_on_own_loop()
+        pool = await newest._open_pool(state)
+        failure = pool.connector.failures.error
+        if failure is not None and pool.is_empty() and not state.borrowed:
+            raise copy_for_waiter(failure)
 
     async def disconnect(self) -> None:
         """Close the pool. Borrowed connections close when they come back; the next block opens
@@ -116,15 +121,37 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         pool = self._states.here().pool
         return pool.tasks_of_its_own() if pool is not None else ()
 
-    async def _open_pool(self, state: _PoolState) -> AsyncPool:
-        return state.pool or await state.openings.run("pool", lambda: self._open_new_pool(state))
+    async def _open_pool(self, state: _PoolState, deadline: float = 0.0) -> AsyncPool:
+        """The pool, opened if need be.
 
-    async def _open_new_pool(self, state: _PoolState) -> AsyncPool:
+        With a *deadline* (by ``time.monotonic``) the pool also opens where there is a failure that
+        can pass; its workers try again then.
+        """
+        while True:
+            try:
+                return state.pool or await state.openings.run(
+                    "pool", lambda: self._open_new_pool(state, deadline)
+                )
+            except psycopg.OperationalError as error:
+                # The attempt of somebody who does not wait.
+                if monotonic() >= deadline or not can_pass(error):
+                    raise
+
+    async def _open_new_pool(self, state: _PoolState, deadline: float) -> AsyncPool:
         if state.pool is not None:
             return state.pool
-        first = await self._open_connection()
+        first: AsyncServerConnection | None
+        failure: Exception | None = None
+        try:
+            first = await self._open_connection()
+        except psycopg.OperationalError as error:
+            if not deadline or not can_pass(error):
+                raise
+            first, failure = None, error
         connector = AsyncConnector(self._open_connection, self._settings.reconnect_timeout)
         pool = AsyncPool(connector, self._settings, self.config.target)
+        if failure is not None:
+            pool.connector.failures.note(failure)
         await pool.open_with(first)
         state.pool = pool
         end_with_running_loop(self)
@@ -157,7 +184,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         Prefer a block, or :meth:`connection`: what is borrowed here must be released.
 
         :param timeout: seconds to wait at most; the config's ``timeout`` without it. Who opens
-            the pool waits for its first connection as long as ``connect_timeout`` says.
+            the pool waits for its first attempt as long as ``connect_timeout`` says.
         :param autocommit: whether each statement is committed by itself; the config's without it.
         :raises psycopg_pool.PoolTimeout: when all connections stayed borrowed for that long.
         :raises psycopg.OperationalError: the server's error where none can be opened.
@@ -174,7 +201,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         state = self._state_on_own_loop()
         pulse = Pulse.ALIVE
         while True:
-            pool = state.pool or await self._open_pool(state)
+            pool = state.pool or await self._open_pool(state, deadline)
             try:
                 conn = await pool.take(deadline, now)
             except PoolClosed:
@@ -184,10 +211,12 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                     raise
                 continue  # somebody closed it meanwhile
             except (PoolTimeout, TooManyRequests) as refusal:
-                error, cause = state.borrowed.explain_refusal(
-                    refusal, pool, pool.connector.failure, pulse, start, timeout
+                error, is_outage = state.borrowed.explain_refusal(
+                    refusal, pool, pool.connector.failures, pulse, start, timeout
                 )
-                raise error from cause
+                if is_outage:
+                    await pool.make_outage_known(error)
+                raise error from error.__cause__
             record = conn.record
             try:
                 now = monotonic()

@@ -21,50 +21,77 @@ from psycopg_pool import ConnectionPool, PoolClosed
 from psycopg_pool.pool import AddConnection, WaitingClient
 
 from ..config import PoolSettings
-from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure, with_notes
+from .connect_errors import Failures, can_pass, copy_for_waiter, exit_in_configure, with_notes
 from .server_connection import ServerConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 0.5
+LONGEST_PAUSE = 0.2
 
 
 class Connector:
     """Stands where psycopg_pool expects a connection class: opens the pool's connections.
 
-    Repeats a failure that can pass until it succeeds or nobody waits and *reconnect_timeout*
-    seconds are over; a failure that cannot pass fails all who wait, at once.
+    Tries again after a failure that can pass, one attempt after the other for all: until one
+    succeeds, or nobody waits, no outage is known, and *reconnect_timeout* seconds are over. A
+    failure that cannot pass fails all who wait, at once.
     """
 
     def __init__(self, open_connection: Callable[[], ServerConnection], reconnect_timeout: float):
         self._open_connection = open_connection
         self._reconnect_timeout = reconnect_timeout
-        self.failure: LastFailure = LastFailure()
+        self.failures: Failures = Failures()
+        self._trying_again = threading.Lock()  # held by the one that does
         self.stopping: threading.Event = threading.Event()
         self.pool: Callable[[], Pool | None] = lambda: None
+
+    @property
+    def is_trying_again(self) -> bool:
+        """Whether one attempt after the other goes on, because the last has failed."""
+        return self._trying_again.locked()
 
     def connect(self, conninfo: str = "", **kwargs: Any) -> ServerConnection:
         give_up_at = monotonic() + self._reconnect_timeout
         pause = FIRST_PAUSE
-        while True:
-            try:
-                conn = self._open()
-            except Exception as error:
-                self.failure.note(error)
-                pool = self.pool()
-                if pool is None or not can_pass(error):
-                    if pool is not None:
-                        pool.fail_waiting(error)
-                    raise
-                if monotonic() >= give_up_at and not pool.has_waiting():
-                    raise
-                if self.stopping.wait(pause):
-                    raise
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                self.failure.error = None
-                return conn
+        tries_for_all = False
+        try:
+            while True:
+                try:
+                    conn = self._open()
+                except Exception as error:
+                    self.failures.note(error)
+                    if not self._may_pass(error):
+                        raise
+                    tries_for_all = tries_for_all or self._trying_again.acquire(blocking=False)
+                    if not (tries_for_all and self._is_wanted(give_up_at)):
+                        raise
+                    if self.stopping.wait(pause):
+                        raise
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                else:
+                    self.failures.end()
+                    return conn
+        finally:
+            if tries_for_all:
+                self._trying_again.release()
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether to try again; otherwise those who wait are told of *error*."""
+        pool = self.pool()
+        if pool is None or not can_pass(error):
+            if pool is not None:
+                pool.fail_waiting(error)
+            return False
+        return True
+
+    def _is_wanted(self, give_up_at: float) -> bool:
+        pool = self.pool()
+        return (
+            monotonic() < give_up_at
+            or self.failures.is_of_interest()
+            or (pool is not None and pool.has_waiting())
+        )
 
     def _open(self) -> ServerConnection:
         try:
@@ -73,12 +100,23 @@ class Connector:
             raise exit_in_configure(error) from error
 
 
+class _Waiter(WaitingClient[ServerConnection]):
+    """A place in the line of a :class:`Pool`."""
+
+    __slots__ = ("deadline",)
+
+    def __init__(self, deadline: float) -> None:
+        super().__init__()
+        self.deadline = deadline
+
+
 class Pool(ConnectionPool[ServerConnection]):
     """psycopg_pool's ConnectionPool; see the top of this file."""
 
     def __init__(self, connector: Connector, settings: PoolSettings, name: str):
         self._pid = os.getpid()
         self.connector = connector
+        self._given_back_at = 0.0
         super().__init__(
             connection_class=cast("type[ServerConnection]", connector),
             open=False,
@@ -92,8 +130,12 @@ class Pool(ConnectionPool[ServerConnection]):
         if self._pid == os.getpid() and not getattr(self, "_closed", True):
             self.close_by(0.0)
 
-    def open_with(self, first: ServerConnection) -> None:
-        """Open the pool with a connection in it; the workers open those that ``min_size`` lacks."""
+    def open_with(self, first: ServerConnection | None) -> None:
+        """Open the pool with a connection in it, if there is one; the workers open those that
+        ``min_size`` lacks."""
+        if first is None:
+            self.open()
+            return
         self._set_connection_expiry_date(first)
         self._pool.append(first)
         self._nconns = max(0, self._min_size - 1)
@@ -115,16 +157,37 @@ class Pool(ConnectionPool[ServerConnection]):
             if conn is not None:
                 conn._pool = self
                 return conn
-            waiter = WaitingClient[ServerConnection]()
+            self._refuse_in_outage(deadline)
+            waiter = _Waiter(deadline)
             self._waiting.append(waiter)
             if self._pool:  # garbage collected here, in this thread, may have given one back
                 self._add_to_pool(self._pool.popleft())
-            self._maybe_grow_pool()
+            if not self.connector.is_trying_again:
+                self._maybe_grow_pool()
         conn = self._wait(waiter, deadline)
         conn._pool = self
         return conn
 
-    def _wait(self, waiter: WaitingClient[ServerConnection], deadline: float) -> ServerConnection:
+    def _refuse_in_outage(self, deadline: float) -> None:
+        """Raise what is to be heard at once while an outage is known.
+
+        Not to those who have more than the usual time, nor where borrowers still give back.
+        """
+        failures = self.connector.failures
+        if self._given_back_at < failures.known_at and deadline - monotonic() <= self.timeout:
+            error = failures.at_once()
+            if error is not None:
+                if not self.connector.is_trying_again:
+                    self._maybe_grow_pool()
+                raise error
+
+    def make_outage_known(self, error: Exception) -> None:
+        """Let others hear at once what somebody heard who waited in vain for the usual time."""
+        if self.connector.failures.make_known(error):
+            logger.warning("%s cannot be reached: %s", self.name, error)
+        self.fail_waiting(error, before=monotonic() + self.timeout)
+
+    def _wait(self, waiter: _Waiter, deadline: float) -> ServerConnection:
         start = monotonic()
         self._stats[self._REQUESTS_QUEUED] += 1
         try:
@@ -144,6 +207,7 @@ class Pool(ConnectionPool[ServerConnection]):
 
     def give_back(self, conn: ServerConnection, now: float) -> None:
         """Take back an idle connection: psycopg_pool's putconn without what is checked already."""
+        self._given_back_at = now
         if conn._expire_at <= now:
             self._return_connection(conn, from_getconn=False)
         else:
@@ -193,15 +257,23 @@ class Pool(ConnectionPool[ServerConnection]):
         if self._waiting:
             self._maybe_grow_pool()
 
+    def is_empty(self) -> bool:
+        """Whether no connection lies idle."""
+        return not self._pool
+
     def has_waiting(self) -> bool:
         """Whether somebody waits for a connection."""
         return bool(self._waiting)
 
-    def fail_waiting(self, error: Exception) -> None:
-        """Let all who wait have *error* now."""
+    def fail_waiting(self, error: Exception, before: float = math.inf) -> None:
+        """Let all who wait have *error* now.
+
+        :param before: only those whose deadline is before (by ``time.monotonic``).
+        """
         with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
+            waiting = [one for one in self._waiting if cast("_Waiter", one).deadline <= before]
+            for waiter in waiting:
+                self._waiting.remove(waiter)
         for waiter in waiting:
             waiter.fail(copy_for_waiter(error))
 
@@ -248,12 +320,11 @@ class Pool(ConnectionPool[ServerConnection]):
             with self._lock:
                 self._nconns -= 1
                 self._growing = self._growing and not growing
-                if self._waiting:  # since the last attempt
+                if self._waiting and not self.connector.is_trying_again:  # since the last attempt
                     self._maybe_grow_pool()
             return
         self._add_to_pool(conn)
-        if growing:
-            with self._lock:
-                self._growing = False
-                if self._nconns < self._min_size or self._waiting:
-                    self._maybe_grow_pool()
+        with self._lock:
+            self._growing = self._growing and not growing
+            if self._nconns < self._min_size or self._waiting:
+                self._maybe_grow_pool()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import Any, cast
@@ -14,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from psycopg_pool.pool_async import AddConnection, WaitingClient
 
 from ..config import PoolSettings
-from .connect_errors import LastFailure, can_pass, copy_for_waiter, exit_in_configure, with_notes
+from .connect_errors import Failures, can_pass, copy_for_waiter, exit_in_configure, with_notes
 from .loops import drop_task, with_inner_tasks
 from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE
 from .server_connection_async import AsyncServerConnection
@@ -34,29 +35,55 @@ class AsyncConnector:
     ):
         self._open_connection = open_connection
         self._reconnect_timeout = reconnect_timeout
-        self.failure: LastFailure = LastFailure()
+        self.failures: Failures = Failures()
+        self._trying_again = threading.Lock()  # held by the one that does
         self.pool: Callable[[], AsyncPool | None] = lambda: None
+
+    @property
+    def is_trying_again(self) -> bool:
+        """Whether one attempt after the other goes on, because the last has failed."""
+        return self._trying_again.locked()
 
     async def connect(self, conninfo: str = "", **kwargs: Any) -> AsyncServerConnection:
         give_up_at = monotonic() + self._reconnect_timeout
         pause = FIRST_PAUSE
-        while True:
-            try:
-                conn = await self._open()
-            except Exception as error:
-                self.failure.note(error)
-                pool = self.pool()
-                if pool is None or pool.closed or not can_pass(error):
-                    if pool is not None:
-                        await pool.fail_waiting(error)
-                    raise
-                if monotonic() >= give_up_at and not pool.has_waiting():
-                    raise
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                self.failure.error = None
-                return conn
+        tries_for_all = False
+        try:
+            while True:
+                try:
+                    conn = await self._open()
+                except Exception as error:
+                    self.failures.note(error)
+                    if not await self._may_pass(error):
+                        raise
+                    tries_for_all = tries_for_all or self._trying_again.acquire(blocking=False)
+                    if not (tries_for_all and self._is_wanted(give_up_at)):
+                        raise
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+                else:
+                    self.failures.end()
+                    return conn
+        finally:
+            if tries_for_all:
+                self._trying_again.release()
+
+    async def _may_pass(self, error: Exception) -> bool:
+        """Whether to try again; otherwise those who wait are told of *error*."""
+        pool = self.pool()
+        if pool is None or pool.closed or not can_pass(error):
+            if pool is not None:
+                await pool.fail_waiting(error)
+            return False
+        return True
+
+    def _is_wanted(self, give_up_at: float) -> bool:
+        pool = self.pool()
+        return (
+            monotonic() < give_up_at
+            or self.failures.is_of_interest()
+            or (pool is not None and pool.has_waiting())
+        )
 
     async def _open(self) -> AsyncServerConnection:
         try:
@@ -72,7 +99,8 @@ class _FutureWaiter(WaitingClient[AsyncServerConnection]):
     there loses its connection. This one never does, so nothing that holds the lock is suspended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
         self._loop = asyncio.get_running_loop()
         self._served: asyncio.Future[AsyncServerConnection] = self._loop.create_future()
 
@@ -111,6 +139,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
 
     def __init__(self, connector: AsyncConnector, settings: PoolSettings, name: str):
         self.connector = connector
+        self._given_back_at = 0.0
         super().__init__(
             connection_class=cast("type[AsyncServerConnection]", connector),
             open=False,
@@ -119,8 +148,11 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         )
         connector.pool = ref(self)
 
-    async def open_with(self, first: AsyncServerConnection) -> None:
+    async def open_with(self, first: AsyncServerConnection | None) -> None:
         """:meth:`Pool.open_with`, on the running loop."""
+        if first is None:
+            await self.open()
+            return
         self._set_connection_expiry_date(first)
         self._pool.append(first)
         self._nconns = max(0, self._min_size - 1)
@@ -137,12 +169,33 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             if conn is not None:
                 conn._pool = self
                 return conn
-            waiter = _FutureWaiter()
+            self._refuse_in_outage(deadline)
+            waiter = _FutureWaiter(deadline)
             self._waiting.append(waiter)
-            self._maybe_grow_pool()
+            if not self.connector.is_trying_again:
+                self._maybe_grow_pool()
         conn = await self._wait(waiter, deadline)
         conn._pool = self
         return conn
+
+    def _refuse_in_outage(self, deadline: float) -> None:
+        """Raise what is to be heard at once while an outage is known.
+
+        Not to those who have more than the usual time, nor where borrowers still give back.
+        """
+        failures = self.connector.failures
+        if self._given_back_at < failures.known_at and deadline - monotonic() <= self.timeout:
+            error = failures.at_once()
+            if error is not None:
+                if not self.connector.is_trying_again:
+                    self._maybe_grow_pool()
+                raise error
+
+    async def make_outage_known(self, error: Exception) -> None:
+        """Let others hear at once what somebody heard who waited in vain for the usual time."""
+        if self.connector.failures.make_known(error):
+            logger.warning("%s cannot be reached: %s", self.name, error)
+        await self.fail_waiting(error, before=monotonic() + self.timeout)
 
     async def _wait(self, waiter: _FutureWaiter, deadline: float) -> AsyncServerConnection:
         start = monotonic()
@@ -161,6 +214,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
 
     async def give_back(self, conn: AsyncServerConnection, now: float) -> None:
         """:meth:`Pool.give_back`, on the running loop."""
+        self._given_back_at = now
         if conn._expire_at <= now:
             await self._return_connection(conn, from_getconn=False)
         else:
@@ -198,14 +252,19 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         if self._waiting:
             self._maybe_grow_pool()
 
+    def is_empty(self) -> bool:
+        """Whether no connection lies idle."""
+        return not self._pool
+
     def has_waiting(self) -> bool:
         """Whether somebody waits for a connection."""
         return bool(self._waiting)
 
-    async def fail_waiting(self, error: Exception) -> None:
-        """Let all who wait have *error* now."""
-        waiting = list(self._waiting)
-        self._waiting.clear()
+    async def fail_waiting(self, error: Exception, before: float = math.inf) -> None:
+        """:meth:`Pool.fail_waiting`, on the running loop."""
+        waiting = [one for one in self._waiting if cast("_FutureWaiter", one).deadline <= before]
+        for waiter in waiting:
+            self._waiting.remove(waiter)
         for waiter in waiting:
             await waiter.fail(copy_for_waiter(error))
 
@@ -249,14 +308,13 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
                 cast("asyncio.Task[Any]", asyncio.current_task()).cancel()
                 return
             logger.warning("Could not connect to %s: %s", self.name, with_notes(error))
-            if self._waiting:  # since the last attempt
+            if self._waiting and not self.connector.is_trying_again:  # since the last attempt
                 self._maybe_grow_pool()
             return
         await self._add_to_pool(conn)
-        if growing:
-            self._growing = False
-            if self._nconns < self._min_size or self._waiting:
-                self._maybe_grow_pool()
+        self._growing = self._growing and not growing
+        if self._nconns < self._min_size or self._waiting:
+            self._maybe_grow_pool()
 
     def finish(self) -> None:
         """Close the idle connections where no loop runs any more that could do it."""

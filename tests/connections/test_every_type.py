@@ -912,6 +912,42 @@ async def test_a_server_that_restarts_is_waited_for_at_the_next_block(
 
 
 @sync_and_async
+async def test_a_server_that_is_about_to_start_is_waited_for_at_the_first_block(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    connection = fragile.make(pool={"timeout": 20})
+
+    async def enter(n: int) -> Any:
+        async with connection as conn:
+            return await fragile.value(conn, "SELECT %s::int", n)
+
+    private_server.stop()
+    starting = threading.Timer(1, private_server.start)
+    starting.start()
+    assert await fragile.together(enter, range(20)) == [*range(20)]
+    starting.join()
+
+
+@sync_and_async
+async def test_an_outage_that_one_waited_out_holds_up_nobody_else(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    connection = fragile.make({"port": gate.port}, {"timeout": 2})
+    gate.refuse()
+    with within(5), pytest.raises(psycopg.OperationalError, match="refused"):
+        async with connection:
+            pass
+    with within(1.5), pytest.raises(psycopg.OperationalError, match="refused"):
+        async with connection:
+            pass
+    gate.accept()
+    async with connection.connection(timeout=20) as conn:
+        assert await fragile.value(conn, "SELECT 1") == 1
+    await connection.disconnect()
+
+
+@sync_and_async
 async def test_an_idle_connection_to_a_silent_server_is_given_up(
     fragile: AsyncCase, private_server: PrivateServer, proxy: Any
 ) -> None:
@@ -929,7 +965,7 @@ async def test_an_idle_connection_to_a_silent_server_is_given_up(
             pass
     assert idle.closed
     gate.resume()
-    async with connection as conn:
+    async with connection.connection(timeout=20) as conn:
         assert await fragile.value(conn, "SELECT 1") == 1
     await connection.disconnect()
 

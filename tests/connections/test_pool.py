@@ -28,7 +28,7 @@ import pytest
 from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from flask_pgmonkey.connections import borrowed_connections
+from flask_pgmonkey.connections import borrowed_connections, connect_errors
 
 from ..processes.forking import in_child
 from ..round_trips import count_round_trips
@@ -788,7 +788,7 @@ async def test_a_line_that_is_full_while_the_server_refuses_hears_why(
         gate.refuse()
         waiting = fragile.start(enter)
         deadline = monotonic() + 10
-        while pool._states.here().pool.connector.failure.error is None:
+        while pool._states.here().pool.connector.failures.error is None:
             assert monotonic() < deadline
             await fragile.sleep(0.01)
         with within(2), pytest.raises(psycopg.OperationalError, match="refused"):
@@ -832,6 +832,91 @@ async def test_who_waits_in_vain_for_a_slow_configure_hears_what_it_waited_for(
             await pool.borrow()
         is_slow = False
     await case.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_an_outage_that_one_waited_out_is_an_error_at_once_for_the_others(
+    fragile: AsyncCase, private_server: PrivateServer, proxy: Any
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    pool = await fragile.open({"port": gate.port}, {"min_size": 3, "max_size": 4, "timeout": 2})
+
+    async def enter(delay: float, timeout: float | None = None) -> float:
+        """How long it took to get an error; 0 without one."""
+        await fragile.sleep(delay)
+        start = monotonic()
+        try:
+            async with pool.connection(timeout):
+                return 0
+        except psycopg.OperationalError:
+            return monotonic() - start
+
+    gate.refuse()
+    gate.drop_all()
+    await fragile.wait_for_sessions(0)
+    patient = fragile.start(enter, 0, 30)
+    first, _, last = await fragile.together(enter, [0, 0.5, 1.5])
+    assert first >= 2
+    assert 0 < last < 2  # in the line when the first one gave up
+    waits = await fragile.together(enter, [0] * 20)
+    assert 0 < min(waits) < max(waits) < 1.5
+    gate.accept()
+    deadline = monotonic() + 5
+    while await enter(0):
+        assert monotonic() < deadline
+        await fragile.sleep(0.01)
+    assert await fragile.outcome(patient) == 0
+    await fragile.wait_for_sessions(3)
+    await pool.disconnect()
+
+
+@sync_and_async
+async def test_while_borrowers_give_back_there_is_something_to_wait_for(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    with private_server.connect() as admin:
+        admin.execute("ALTER ROLE app CONNECTION LIMIT 1")
+    pool = await fragile.open(pool={"max_size": 2, "timeout": 0.5})
+    conn = await pool.borrow()
+    for _ in range(2):
+        with within(2), pytest.raises(psycopg.OperationalError, match="too many"):
+            await pool.borrow()
+    await pool.release(conn)
+
+    async def hold_in_turn(_: int) -> None:
+        async with pool:
+            await fragile.sleep(0.05)
+
+    assert await fragile.together(hold_in_turn, range(4)) == [None] * 4
+    with private_server.connect() as admin:
+        admin.execute("ALTER ROLE app CONNECTION LIMIT -1")
+    await fragile.expect_nothing_out(pool)
+
+
+@sync_and_async
+async def test_an_outage_that_nobody_asks_about_is_forgotten(
+    fragile: AsyncCase,
+    private_server: PrivateServer,
+    proxy: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect_errors, "_FORGOTTEN_AFTER", 0.5)
+    gate = proxy(private_server.host, private_server.port)
+    pool = await fragile.open(
+        {"port": gate.port}, {"timeout": 0.5, "reconnect_timeout": 0.1, "min_size": 0}
+    )
+    gate.refuse()
+    gate.drop_all()
+    with pytest.raises(psycopg.OperationalError, match="refused"):
+        await pool.borrow()
+    deadline = monotonic() + 5
+    while pool._states.here().pool.connector.is_trying_again:
+        assert monotonic() < deadline
+        await fragile.sleep(0.01)
+    gate.accept()
+    async with pool.connection(timeout=20) as conn:
+        assert await fragile.value(conn, "SELECT 1") == 1
+    await pool.disconnect()
 
 
 @sync_and_async

@@ -53,7 +53,7 @@ def test_no_other_underscored_names_are_used(defined: type[Any]) -> None:
         for node in ast.walk(ast.parse(inspect.getsource(defined)))
         if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr)
     }
-    own = {*vars(defined), "_pid", "_expire_at"} - {"_add_connection"}
+    own = {*vars(defined), "_pid", "_expire_at", "_given_back_at"} - {"_add_connection"}
     assert used - own <= NAMES_OF_PSYCOPG_POOL
 
 
