@@ -87,6 +87,11 @@ async def _pinned(
     transaction = await pinned.begin()
     try:
         yield BackgroundTransaction(transaction)
+    except psycopg.Rollback as rollback:
+        await pinned.end(commit=False)
+        if rollback.transaction is not None:
+            raise
+        return
     except BaseException:
         await pinned.end(commit=False)
         raise

@@ -340,9 +340,9 @@ def test_a_transaction_commits_at_its_end_on_one_connection(
 def test_a_transaction_takes_isolation_level_and_access_mode(db: PGMonkey) -> None:
     async def work() -> None:
         serializable = psycopg.IsolationLevel.SERIALIZABLE
-        async with db.aio.transaction(serializable, read_only=True) as tx:
-            assert await tx.fetch_value("SHOW transaction_isolation") == "serializable"
-            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            async with db.aio.transaction(serializable, read_only=True) as tx:
+                assert await tx.fetch_value("SHOW transaction_isolation") == "serializable"
                 await tx.execute("INSERT INTO notes VALUES ('refused')")
         for _ in range(MAX_SIZE):
             async with db.aio.transaction() as tx:

@@ -20,6 +20,7 @@ from ..per_process import PerProcess
 from .blocks import Blocks, calling_frame, entering_frame, is_of_contextlib
 from .server_connection import ServerConnection
 from .server_connection_base import Configure
+from .transaction import Transaction, ends_quietly
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -157,7 +158,7 @@ class SyncConnectionObject(ConnectionObject[StateOfBlocksT], Generic[StateOfBloc
             if any(frame in state.blocks for state in self._states.elsewhere()):
                 return None  # a block that the parent process opened: nothing here is ours
             raise not_a_block(self)
-        return self._close_block(block, exc_type, exc, tb)
+        return self._close_block(block, exc_type, exc, tb) or ends_quietly(exc)
 
     def connection(
         self, timeout: float | None = None
@@ -201,7 +202,7 @@ class SyncConnectionObject(ConnectionObject[StateOfBlocksT], Generic[StateOfBloc
             with current.conn.transaction():
                 yield current.conn
         else:
-            with _EnteredBlock(self, frame) as conn, psycopg.Transaction(conn):
+            with _EnteredBlock(self, frame) as conn, Transaction(conn):
                 yield conn
 
     @contextmanager
@@ -254,7 +255,8 @@ class _EnteredBlock:
     ) -> bool | None:
         if self._frame is not None:
             self._blocks.leave(self._frame, self._block)
-        return self._owner._close_block(self._block, exc_type, exc, tb)
+        is_over = self._owner._close_block(self._block, exc_type, exc, tb)
+        return is_over or ends_quietly(exc)
 
 
 def not_a_block(owner: object) -> RuntimeError:

@@ -15,6 +15,7 @@ from .base import Block, ConnectionObject, StateOfBlocks, not_a_block
 from .blocks import Blocks, calling_frame, entering_frame, is_of_contextlib
 from .loops import require_own_loop
 from .server_connection_async import AsyncServerConnection
+from .transaction import AsyncTransaction, ends_quietly
 
 AsyncBlockT = TypeVar("AsyncBlockT", bound=Block[AsyncServerConnection])
 StateOnLoopT = TypeVar("StateOnLoopT", bound="StateOnLoop[Any]")
@@ -94,7 +95,7 @@ class AsyncConnectionObject(ConnectionObject[StateOnLoopT], Generic[StateOnLoopT
             if any(frame in state.blocks for state in self._states.elsewhere()):
                 return None  # a block that the parent process opened: nothing here is ours
             raise not_a_block(self)
-        return await self._close_block(block, exc_type, exc, tb)
+        return await self._close_block(block, exc_type, exc, tb) or ends_quietly(exc)
 
     def connection(
         self, timeout: float | None = None
@@ -140,7 +141,7 @@ class AsyncConnectionObject(ConnectionObject[StateOnLoopT], Generic[StateOnLoopT
             async with current.conn.transaction():
                 yield current.conn
         else:
-            async with _EnteredBlock(self, frame) as conn, psycopg.AsyncTransaction(conn):
+            async with _EnteredBlock(self, frame) as conn, AsyncTransaction(conn):
                 yield conn
 
     @asynccontextmanager
@@ -196,4 +197,5 @@ class _EnteredBlock:
     ) -> bool | None:
         if self._frame is not None:
             self._blocks.leave(self._frame, self._block)
-        return await self._owner._close_block(self._block, exc_type, exc, tb)
+        is_over = await self._owner._close_block(self._block, exc_type, exc, tb)
+        return is_over or ends_quietly(exc)

@@ -16,6 +16,7 @@ from psycopg.abc import ConnectionType
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
+from .connect_errors import copy_for_waiter
 from .marks import leaves_state
 
 if TYPE_CHECKING:
@@ -53,8 +54,13 @@ class MarkingCursor(BaseCursor[ConnectionType, Row]):
         # What the server refuses comes here, from execute(), executemany() and pipelines.
         try:
             super()._raise_for_result(result)
-        except errors.ReadOnlySqlTransaction:
-            self._record.note_read_only()
+        except errors.InFailedSqlTransaction:
+            raise  # the first error is noted already
+        except psycopg.Error as error:
+            if isinstance(error, errors.ReadOnlySqlTransaction):
+                self._record.note_read_only()
+            if self._pgconn.transaction_status == TransactionStatus.INERROR:
+                self._record.failed_by = copy_for_waiter(error)  # without its traceback
             raise
 
 

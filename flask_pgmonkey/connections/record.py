@@ -54,15 +54,19 @@ class ConnectionRecord(Generic[SourceT]):
         ``time.monotonic``); 0 if it did not since it was borrowed.
     :ivar plans_changed: its opener's count when its prepared statements were last dropped.
     :ivar borrower: who has borrowed it, and *stack* from where, if ``leak_threshold`` is on.
+    :ivar blocks: the open ``with`` blocks of the psycopg connection itself, innermost last.
+    :ivar failed_by: what made the transaction fail that is open, or one before it.
     :ivar shutdown_sqlstate: why the server ends the connection, once it has said so.
     """
 
     __slots__ = (
         "adapters",
         "attributes",
+        "blocks",
         "borrowed_at",
         "borrower",
         "configure",
+        "failed_by",
         "has_prepared",
         "is_handed_out",
         "is_marked",
@@ -98,6 +102,8 @@ class ConnectionRecord(Generic[SourceT]):
         self.stack: traceback.StackSummary | None = None
         self.leak_logged: bool = False
         self.shutdown_sqlstate: str | None = None
+        self.failed_by: Exception | None = None
+        self.blocks: list[Any] = []
         self.has_prepared: bool = False
         self.met_read_only_at: float = 0.0
         self.forget_configure(conn)

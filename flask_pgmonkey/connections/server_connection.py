@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -29,8 +29,11 @@ from .server_connection_base import (
     wants_writable,
     warn_of_pooler,
 )
+from .transaction import Transaction
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from psycopg.abc import PQGen
     from psycopg.rows import RowFactory
     from typing_extensions import Self
@@ -55,6 +58,34 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         with suppress(OSError, psycopg.OperationalError):  # closed already
             with socket.socket(fileno=os.dup(self.pgconn.socket)) as duplicate:
                 duplicate.shutdown(socket.SHUT_RDWR)
+
+    @contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[Transaction]:
+        """psycopg's own, which ends with an error where nothing was committed."""
+        transaction = Transaction(self, savepoint_name, force_rollback)
+        if self._pipeline is None:
+            with transaction:
+                yield transaction
+        else:
+            with self.pipeline(), transaction, self.pipeline():
+                yield transaction
+
+    def __enter__(self) -> Self:
+        block = self.transaction()
+        block.__enter__()
+        self.record.blocks.append(block)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> Any:
+        # A transaction, and no end of the connection: that is whoever's it was borrowed from.
+        return self.record.blocks.pop().__exit__(exc_type, exc_val, exc_tb)
 
     @classmethod
     def open(

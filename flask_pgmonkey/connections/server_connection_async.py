@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -27,8 +28,11 @@ from .server_connection_base import (
     wants_writable,
     warn_of_pooler,
 )
+from .transaction import AsyncTransaction
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from psycopg.abc import PQGen
     from psycopg.rows import AsyncRowFactory
     from typing_extensions import Self
@@ -47,6 +51,34 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         if self.owner_pid != os.getpid():
             raise parent_process_has_it()
         return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
+
+    @asynccontextmanager
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[AsyncTransaction]:
+        """psycopg's own, which ends with an error where nothing was committed."""
+        transaction = AsyncTransaction(self, savepoint_name, force_rollback)
+        if self._pipeline is None:
+            async with transaction:
+                yield transaction
+        else:
+            async with self.pipeline(), transaction, self.pipeline():
+                yield transaction
+
+    async def __aenter__(self) -> Self:
+        block = self.transaction()
+        await block.__aenter__()
+        self.record.blocks.append(block)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> Any:
+        # A transaction, and no end of the connection: that is whoever's it was borrowed from.
+        return await self.record.blocks.pop().__aexit__(exc_type, exc_val, exc_tb)
 
     @classmethod
     async def open(

@@ -23,8 +23,10 @@ from ..errors import ConfigError
 from .adapters import NotedAdapters
 from .cursor import MarkingCursor
 from .liveness import is_connected
+from .transaction import error_of_failed, has_failed
 
 if TYPE_CHECKING:
+    from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn, PGresult
     from typing_extensions import LiteralString
 
@@ -94,6 +96,13 @@ class BaseServerConnection(BaseConnection[Any]):
         if self._adapters is None:
             self._adapters = NotedAdapters(postgres.adapters, self.registered)
         return self._adapters
+
+    def _commit_gen(self) -> PQGen[None]:
+        if has_failed(self.pgconn) and not self._num_transactions and not self._tpc:
+            error = error_of_failed(self)
+            yield from self._rollback_gen()
+            raise error
+        yield from super()._commit_gen()
 
     @property
     def closed(self) -> bool:

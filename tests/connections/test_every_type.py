@@ -11,6 +11,7 @@ from contextlib import (  # noqa: F401 (what the sync bodies use)
     AsyncExitStack,
     ExitStack,
     contextmanager,
+    suppress,
 )
 from time import monotonic
 from typing import Any
@@ -216,6 +217,108 @@ async def test_a_block_costs_the_round_trips_of_its_transaction(case: AsyncCase)
         async with connection as conn:
             assert conn is traced
     assert round_trips.count == 0
+
+
+# Blocks that could not be committed
+
+
+@sync_and_async
+async def test_a_swallowed_error_is_an_error_at_the_end_of_the_block(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+
+    async def swallow(conn: Any) -> None:
+        await conn.execute("INSERT INTO notes VALUES ('lost')")
+        with suppress(psycopg.errors.DivisionByZero):
+            await conn.execute("SELECT 1/0")
+        with suppress(psycopg.errors.InFailedSqlTransaction):
+            await conn.execute("SELECT 1")
+
+    async def plain() -> None:
+        async with connection as conn:
+            await swallow(conn)
+
+    async def held() -> None:
+        async with connection.connection() as conn:
+            await swallow(conn)
+
+    async def transaction() -> None:
+        async with connection.transaction() as conn:
+            await swallow(conn)
+
+    async def of_psycopg() -> None:
+        async with connection as conn, conn.transaction():
+            await swallow(conn)
+
+    async def savepoint() -> None:
+        async with connection as conn, conn.transaction(), conn.transaction():
+            await swallow(conn)
+
+    async def commit() -> None:
+        async with connection as conn:
+            await swallow(conn)
+            await conn.commit()
+
+    for block in (plain, held, transaction, of_psycopg, savepoint, commit):
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+            await block()
+        assert isinstance(raised.value.__cause__, psycopg.errors.DivisionByZero)
+    assert case.rows(NOTES) == []
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_the_remedy_for_a_swallowed_error_helps(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+        with suppress(psycopg.errors.DivisionByZero):
+            async with conn.transaction():
+                await conn.execute("SELECT 1/0")
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_rollback_ends_a_block_quietly(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('undone')")
+        raise psycopg.Rollback
+    async with connection.connection() as conn:
+        await conn.execute("INSERT INTO notes VALUES ('undone')")
+        raise psycopg.Rollback
+    async with connection.transaction() as conn:
+        await conn.execute("INSERT INTO notes VALUES ('undone')")
+        raise psycopg.Rollback
+    async with connection as conn, conn.transaction():
+        case.terminate(conn.info.backend_pid)
+        raise psycopg.Rollback
+    assert case.rows(NOTES) == []
+    await connection.test_connection()
+
+
+@sync_and_async
+async def test_a_connection_lost_in_a_nested_block_is_an_error_of_the_outer_one(
+    case: AsyncCase,
+) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(psycopg.OperationalError, match="nothing of it is committed"):
+        async with connection as conn:
+            async with conn.transaction():
+                await conn.execute("INSERT INTO notes VALUES ('lost')")
+                with suppress(ZeroDivisionError):
+                    async with conn.transaction():
+                        case.terminate(conn.info.backend_pid)
+                        with suppress(psycopg.OperationalError):
+                            await conn.execute("SELECT 1")
+                        raise ZeroDivisionError
+    assert case.rows(NOTES) == []
+    await connection.test_connection()
 
 
 # What a connection comes with

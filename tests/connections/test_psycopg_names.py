@@ -16,15 +16,16 @@ import psycopg
 import pytest
 from psycopg._connection_base import BaseConnection
 from psycopg._cursor_base import BaseCursor
+from psycopg.transaction import BaseTransaction
 
 import flask_pgmonkey
 
 from ..servers import Server
 
 NAMES_OF_PSYCOPG = {
-    "_adapters", "_conn", "_convert_query", "_notice_handlers", "_notifies_backlog",
-    "_notify_handlers", "_pgconn", "_pipeline", "_prepared", "_raise_for_result", "_to_flush",
-    "_tpc",
+    "_adapters", "_commit_gen", "_conn", "_convert_query", "_exit_gen", "_notice_handlers",
+    "_notifies_backlog", "_notify_handlers", "_num_transactions", "_pgconn", "_pipeline",
+    "_prepared", "_raise_for_result", "_rollback_gen", "_to_flush", "_tpc",
 }  # fmt: skip
 MODULES_OF_PSYCOPG = {
     "psycopg._connection_base.BaseConnection",
@@ -39,10 +40,12 @@ def names_of_psycopg(server: Server) -> dict[str, set[str]]:
 
     async def connect_async() -> set[str]:
         async with await psycopg.AsyncConnection.connect(**server.settings()) as conn:
-            return _underscored(conn, conn.cursor(), conn._prepared)
+            transaction = psycopg.AsyncTransaction(conn)
+            return _underscored(conn, conn.cursor(), conn._prepared, transaction)
 
     with server.connect() as conn:
-        found = _underscored(conn, conn.cursor(), conn._prepared)
+        transaction = psycopg.Transaction(conn)
+        found = _underscored(conn, conn.cursor(), conn._prepared, transaction)
     return {"sync": found, "async": asyncio.run(connect_async())}
 
 
@@ -97,7 +100,7 @@ def _names_used_on_others(module: ModuleType) -> Iterator[str]:
         node
         for node in tree.body
         if isinstance(node, ast.ClassDef)
-        and issubclass(getattr(module, node.name), (BaseConnection, BaseCursor))
+        and issubclass(getattr(module, node.name), (BaseConnection, BaseCursor, BaseTransaction))
     ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and not _is_self(node.value):

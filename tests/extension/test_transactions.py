@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -162,3 +165,77 @@ def test_reprs_tell_whether_it_is_open(db: PGMonkey) -> None:
     with db.transaction() as tx:
         assert repr(tx) == "<Transaction open>"
     assert repr(tx) == "<Transaction over>"
+
+
+def swallow(queries: Any) -> None:
+    queries.execute("INSERT INTO items VALUES (1)")
+    with suppress(psycopg.errors.DivisionByZero):
+        queries.fetch_value("SELECT 1/0")
+
+
+def test_a_swallowed_error_is_an_error_at_the_end_of_the_transaction(
+    site: Site, items: Callable[[], list[int]]
+) -> None:
+    def view() -> None:
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+            with site.db.transaction() as tx:
+                swallow(tx)
+        assert isinstance(raised.value.__cause__, psycopg.errors.DivisionByZero)
+        with site.db.transaction() as tx:
+            with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                with tx.transaction() as nested:
+                    swallow(nested)
+            tx.execute("INSERT INTO items VALUES (2)")
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            with site.db.connection.transaction():
+                swallow(site.db)
+
+    site.visit(view)
+    assert items() == [2]
+
+
+def test_a_swallowed_error_is_an_error_in_async_views_too(
+    site: Site, items: Callable[[], list[int]]
+) -> None:
+    async def view() -> None:
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            async with site.db.aio.transaction() as tx:
+                await tx.execute("INSERT INTO items VALUES (1)")
+                with suppress(psycopg.errors.DivisionByZero):
+                    await tx.fetch_value("SELECT 1/0")
+        async with site.db.aio.transaction() as tx:
+            await tx.execute("INSERT INTO items VALUES (1)")
+            raise psycopg.Rollback
+        async with site.db.aio.transaction() as tx:
+            await tx.execute("INSERT INTO items VALUES (2)")
+            async with tx.transaction() as nested:
+                await nested.execute("INSERT INTO items VALUES (3)")
+                raise psycopg.Rollback
+
+    site.visit(lambda: asyncio.run(view()))
+    assert items() == [2]
+
+
+def test_the_connection_itself_as_a_block_is_a_transaction(
+    site: Site, items: Callable[[], list[int]]
+) -> None:
+    def view() -> None:
+        db = site.db
+        with db.connection as conn:
+            conn.execute("INSERT INTO items VALUES (1)")
+            assert items() == []
+        assert items() == [1]
+        with pytest.raises(ZeroDivisionError):
+            with db.connection as conn:
+                conn.execute("INSERT INTO items VALUES (2)")
+                raise ZeroDivisionError
+        with db.transaction(), suppress(ZeroDivisionError):
+            db.execute("INSERT INTO items VALUES (3)")
+            with db.connection as inner:
+                inner.execute("INSERT INTO items VALUES (4)")
+                raise ZeroDivisionError
+        assert db.connection is conn
+        assert not conn.closed
+
+    site.visit(view)
+    assert items() == [1, 3]
