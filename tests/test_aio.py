@@ -338,12 +338,15 @@ def test_a_transaction_commits_at_its_end_on_one_connection(
 
 
 def test_a_transaction_takes_isolation_level_and_access_mode(db: PGMonkey) -> None:
-    async def work() -> None:
+    async def write_read_only() -> None:
         serializable = psycopg.IsolationLevel.SERIALIZABLE
+        async with db.aio.transaction(serializable, read_only=True) as tx:
+            assert await tx.fetch_value("SHOW transaction_isolation") == "serializable"
+            await tx.execute("INSERT INTO notes VALUES ('refused')")
+
+    async def work() -> None:
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-            async with db.aio.transaction(serializable, read_only=True) as tx:
-                assert await tx.fetch_value("SHOW transaction_isolation") == "serializable"
-                await tx.execute("INSERT INTO notes VALUES ('refused')")
+            await write_read_only()
         for _ in range(MAX_SIZE):
             async with db.aio.transaction() as tx:
                 assert await tx.fetch_value("SHOW transaction_isolation") == "read committed"
