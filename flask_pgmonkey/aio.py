@@ -12,6 +12,7 @@ import psycopg
 from psycopg.rows import Row
 
 from .background import await_in_background, is_in_background, submit_to_background
+from .connections.query_timeout import timeout_of_block
 from .connections.server_connection_async import AsyncServerConnection
 from .database import PooledAsyncQueries
 from .queries import IsolationLevel
@@ -110,7 +111,7 @@ class _PinnedBlock:
         self._over: asyncio.Future[bool] | None = None
 
     async def begin(self) -> AsyncTransaction[Any]:
-        self._job = submit_to_background(self._hold())
+        self._job = submit_to_background(self._hold(), query_timeout=timeout_of_block.get())
         self._job.add_done_callback(self._pass_failure_on)
         try:
             return await asyncio.wrap_future(self._begun)

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from .connections.at_exit import before_closing, close_at_exit
+from .connections.query_timeout import timeout_of_block
 from .per_process import PerProcess
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -139,13 +140,19 @@ class _LoopThread:
         return threading.current_thread() is self._thread
 
     def start(
-        self, coro: Coroutine[Any, Any, T], context: Callable[[], AbstractContextManager[Any]]
+        self,
+        coro: Coroutine[Any, Any, T],
+        context: Callable[[], AbstractContextManager[Any]],
+        query_timeout: float,
     ) -> Job[T]:
         # Until the coroutine has ended: that is after a cancelled future is done.
         job = Job(coro, context, self.loop, note_end=self._jobs.discard)
         self._jobs.add(job)
         # In a context of its own: a request of the submitter must not be seen.
-        contextvars.Context().run(self.loop.call_soon_threadsafe, job.start)
+        own = contextvars.Context()
+        if query_timeout:
+            own.run(timeout_of_block.set, query_timeout)
+        own.run(self.loop.call_soon_threadsafe, job.start)
         return job
 
     def end(self, deadline: float) -> None:
@@ -243,9 +250,14 @@ def _require_coroutine(coro: object) -> None:
 
 
 def submit_to_background(
-    coro: Coroutine[Any, Any, T], context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    coro: Coroutine[Any, Any, T],
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    query_timeout: float = 0.0,
 ) -> Job[T]:
-    """Start *coro*, within a *context* of its own, on the background loop."""
+    """Start *coro*, within a *context* of its own, on the background loop.
+
+    :param query_timeout: the bound of its queries, in seconds, that ``db.timeout()`` has set.
+    """
     try:
         _refuse_gevent()
         state = _states.here()
@@ -255,7 +267,7 @@ def submit_to_background(
             if state.thread is None:
                 state.thread = _LoopThread()
             close_at_exit()
-            return state.thread.start(coro, context)
+            return state.thread.start(coro, context, query_timeout)
     except BaseException:
         coro.close()
         raise
@@ -265,7 +277,8 @@ async def await_in_background(coro: Coroutine[Any, Any, T]) -> T:
     """Await *coro* on the background loop, from any loop. Cancellation is carried through."""
     if is_in_background():
         return await coro
-    return await asyncio.wrap_future(submit_to_background(coro))
+    job = submit_to_background(coro, query_timeout=timeout_of_block.get())
+    return await asyncio.wrap_future(job)
 
 
 def is_in_background() -> bool:

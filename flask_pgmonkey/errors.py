@@ -46,3 +46,18 @@ class NoRowError(PGMonkeyError, psycopg.ProgrammingError):
 
 class SeveralRowsError(PGMonkeyError, psycopg.ProgrammingError):
     """``fetch_exactly_one`` found more than one row."""
+
+
+class QueryTimeoutError(PGMonkeyError, psycopg.errors.QueryCanceled):
+    """A query ran for longer than ``query_timeout`` or ``db.timeout()`` allow, and was cancelled.
+
+    The connection is usable; a transaction is to be rolled back.
+    """
+
+
+class ServerSilentError(PGMonkeyError, psycopg.OperationalError):
+    """A query ran for longer than ``query_timeout`` or ``db.timeout()`` allow, and the server did
+    not answer its cancellation within a second.
+
+    The connection is closed. Whether the query has taken effect is unknown.
+    """

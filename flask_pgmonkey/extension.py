@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -19,6 +19,7 @@ from .config import Config, ConfigSource, check_config, read_config
 from .config.libpq import is_connection_string
 from .config.values import Setting, nearest_name, switch
 from .connections import Configure, PoolConnection
+from .connections.query_timeout import block_with_timeout
 from .connections.server_connection import ServerConnection
 from .contexts import (
     HeldConnection,
@@ -439,6 +440,19 @@ class PGMonkey(BoundDatabase[Row]):
         """
         row = self.fetch_one(query, params, row_factory=row_factory, into=into)
         return row if row is not None else abort(404, description)
+
+    def timeout(self, seconds: float) -> AbstractContextManager[None]:
+        """A block whose queries, of every database and of :attr:`aio` too, may run for *seconds*.
+
+        Each of them, and each batch of a stream. A ``query_timeout`` of the config, and a block
+        around this one, that allow less hold on.
+
+        :raises QueryTimeoutError: from the query that runs longer, which is cancelled.
+        :raises ServerSilentError: the same where the server does not answer any more.
+        """
+        if not seconds > 0:
+            raise ValueError(f"timeout() takes a number of seconds above 0, not {seconds!r}")
+        return block_with_timeout(seconds)
 
     # Binds, and what lies under them
 

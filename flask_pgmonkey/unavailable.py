@@ -15,6 +15,8 @@ from psycopg.errors import ConnectionTimeout
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from werkzeug.exceptions import ServiceUnavailable
 
+from .errors import ServerSilentError
+
 RETRY_AFTER = (1, 5)
 """Seconds after which clients are asked back: the least, and the most."""
 
@@ -23,7 +25,7 @@ _SQLSTATES = ("08", "53300", "57P0")
 _OF_POOL = (PoolTimeout, TooManyRequests, PoolClosed)
 # What psycopg and libpq say of the connection itself has no SQLSTATE, and no class of its own;
 # neither has what they say of a caller who uses it wrongly.
-_OF_CONNECTION = (psycopg.OperationalError, ConnectionTimeout)
+_OF_CONNECTION = (psycopg.OperationalError, ConnectionTimeout, ServerSilentError)
 _USED_WRONGLY = r"command is already in progress|during COPY|COPY in progress|in pipeline mode"
 
 

@@ -34,6 +34,7 @@ _SYNC_NAMES = {
     "asynccontextmanager": "contextmanager",
     "enter_async_context": "enter_context",
     "ping_async": "ping",
+    "wait_async": "wait",
     "async_pool": "pool",
     "async_settings": "sync_settings",
     "connect_kwargs_on_loop": "connect_kwargs",

@@ -252,6 +252,7 @@ class PoolSettings:
     :param reset_on_return: clear settings, locks, temporary tables and the like of each borrower;
         auto is of those whose statements left some.
     :param leak_threshold: log a borrow that is held longer; 0 is never.
+    :param query_timeout: cancel a query that runs longer; 0 is never.
     """
 
     min_size: int = _key(1, partial(whole_number, least=0))
@@ -265,6 +266,7 @@ class PoolSettings:
     check_on_checkout: bool = _key(False, switch, ours=True)
     reset_on_return: bool | Literal["auto"] = _key("auto", switch_or_auto, ours=True)
     leak_threshold: float = _key(0.0, partial(seconds, zero=True), ours=True)
+    query_timeout: float = _key(0.0, partial(seconds, zero=True), ours=True)
 
     def of_psycopg_pool(self) -> dict[str, Any]:
         """The arguments for a pool of psycopg_pool's: all but the keys that are ours."""

@@ -46,6 +46,7 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar poll_socket: tells, without a wait when called with 0, whether there is something to read.
     :ivar uses: where the queries that run on it are counted, if anybody counts them: an entry for
         each, because appending and popping take no lock.
+    :ivar is_copy_cancelled: whether a COPY that is under way ran for longer than ``query_timeout``.
     :ivar is_handed_out: whether whoever borrowed it for queries of ours gave it to others, who may
         have cursors on it.
     :ivar is_marked: whether a statement left state on the session that outlives its transaction.
@@ -68,6 +69,7 @@ class ConnectionRecord(Generic[SourceT]):
         "configure",
         "failed_by",
         "has_prepared",
+        "is_copy_cancelled",
         "is_handed_out",
         "is_marked",
         "leak_logged",
@@ -96,6 +98,7 @@ class ConnectionRecord(Generic[SourceT]):
         self.poll_socket: Callable[[int], object] = socket_poll(conn.pgconn.socket)
         self.borrowed_at: float = 0.0
         self.uses: list[None] = []
+        self.is_copy_cancelled: bool = False
         self.is_handed_out: bool = False
         self.plans_changed: int = opener.plans_changed
         self.borrower: str = ""

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
-import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+from psycopg import capabilities, waiting
+from psycopg.errors import QueryCanceled
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..config import Config
 from . import configuring
 from .cursor import Cursor, ServerCursor
+from .query_timeout import (
+    LONGEST_SILENCE,
+    WAKE_UP_EVERY,
+    DeadlineError,
+    QueryLimit,
+    timeout_of_block,
+    until,
+)
 from .record import ConnectionRecord
 from .server_connection_base import (
     REFUSES_WRITES,
@@ -42,6 +54,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
+
 
 class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
     """psycopg's Connection with our record, of no use to a forked child."""
@@ -51,13 +65,79 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         if self.owner_pid != os.getpid():
             raise parent_process_has_it()
-        return psycopg.Connection.wait(self, gen, *args, **kwargs)
+        if args or kwargs:  # notifies(), which waits as long as its caller wants
+            return psycopg.Connection.wait(self, gen, *args, **kwargs)
+        try:
+            if self.query_timeout or timeout_of_block.get():
+                limit = QueryLimit(self.query_timeout, timeout_of_block.get())
+                return self._wait_within(limit, gen)
+            return waiting.wait(gen, self.pgconn.socket, WAKE_UP_EVERY)
+        except INTERRUPTS:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                with suppress(psycopg.Error, DeadlineError):
+                    self._cancel_query(gen)
+            raise
 
-    def shut_down(self) -> None:
-        """Shut down the socket under whoever uses this connection: what it waits for fails."""
-        with suppress(OSError, psycopg.OperationalError):  # closed already
-            with socket.socket(fileno=os.dup(self.pgconn.socket)) as duplicate:
-                duplicate.shutdown(socket.SHUT_RDWR)
+    def _wait_within(self, limit: QueryLimit, gen: PQGen[T]) -> T:
+        deadline = monotonic() + limit.timeout
+        fileno = self.pgconn.socket
+        wake_up_every = min(WAKE_UP_EVERY, limit.timeout)
+        was_cancelled = self.record.is_copy_cancelled
+        self.record.is_copy_cancelled = False
+        try:
+            result = waiting.wait(until(deadline, gen), fileno, wake_up_every)
+        except QueryCanceled as error:
+            if was_cancelled:
+                raise limit.canceled(error) from error
+            raise
+        except DeadlineError:
+            pass
+        else:
+            if was_cancelled and self.is_amid_copy():
+                raise limit.canceled(None)
+            return result
+        try:
+            result = self._cancel_query(gen)
+        except QueryCanceled as error:
+            raise limit.canceled(error) from error
+        except DeadlineError as error:
+            raise limit.unanswered() from error.__cause__
+        # It ended before it could be cancelled. But the end of a COPY is waited for apart.
+        self.record.is_copy_cancelled = self.is_amid_copy()
+        return result
+
+    def _cancel_query(self, gen: PQGen[T]) -> T:
+        """Have the server cancel what *gen* waits for, and wait for its end.
+
+        :raises psycopg.Error: what the server says then, in general QueryCanceled.
+        :raises DeadlineError: if it says nothing for a second; then the connection is closed.
+        """
+        give_up_at = monotonic() + LONGEST_SILENCE
+        is_asked = False
+        try:
+            self._ask_to_cancel()
+            is_asked = True
+            fileno = self.pgconn.socket
+            return waiting.wait(until(give_up_at, gen), fileno, WAKE_UP_EVERY)
+        except BaseException as error:
+            if is_asked and isinstance(error, psycopg.Error):
+                raise
+            self.shut_down()
+            self.pgconn.finish()
+            if isinstance(error, psycopg.Error):  # the request did not get through
+                raise DeadlineError from error
+            raise
+
+    def _ask_to_cancel(self) -> None:
+        if capabilities.has_cancel_safe():
+            self.cancel_safe(timeout=LONGEST_SILENCE)
+            return
+        # Before libpq 17 nothing bounds it.
+        asking = threading.Thread(target=self.cancel_quietly, daemon=True)
+        asking.start()
+        asking.join(LONGEST_SILENCE)
+        if asking.is_alive():
+            raise DeadlineError
 
     @contextmanager
     def transaction(
@@ -109,6 +189,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         )
         try:
             conn.server_cursor_factory = ServerCursor
+            conn.query_timeout = config.pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener, configure)

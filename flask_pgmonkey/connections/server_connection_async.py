@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
+from psycopg import capabilities, waiting
+from psycopg.errors import QueryCanceled
+from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..config import Config
 from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
+from .query_timeout import (
+    LONGEST_SILENCE,
+    WAKE_UP_EVERY,
+    DeadlineError,
+    QueryLimit,
+    timeout_of_block,
+    until,
+)
 from .record import ConnectionRecord
 from .server_connection_base import (
     REFUSES_WRITES,
@@ -41,6 +55,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+INTERRUPTS = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)
+
 
 class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
     """psycopg's AsyncConnection with our record, of no use to a forked child."""
@@ -50,7 +66,77 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         if self.owner_pid != os.getpid():
             raise parent_process_has_it()
-        return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
+        if args or kwargs:  # notifies(), which waits as long as its caller wants
+            return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
+        try:
+            if self.query_timeout or timeout_of_block.get():
+                limit = QueryLimit(self.query_timeout, timeout_of_block.get())
+                return await self._wait_within(limit, gen)
+            return await waiting.wait_async(gen, self.pgconn.socket, WAKE_UP_EVERY)
+        except INTERRUPTS:
+            if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                with suppress(psycopg.Error, DeadlineError):
+                    await self._cancel_query(gen)
+            raise
+
+    async def _wait_within(self, limit: QueryLimit, gen: PQGen[T]) -> T:
+        deadline = monotonic() + limit.timeout
+        fileno = self.pgconn.socket
+        wake_up_every = min(WAKE_UP_EVERY, limit.timeout)
+        was_cancelled = self.record.is_copy_cancelled
+        self.record.is_copy_cancelled = False
+        try:
+            result = await waiting.wait_async(until(deadline, gen), fileno, wake_up_every)
+        except QueryCanceled as error:
+            if was_cancelled:
+                raise limit.canceled(error) from error
+            raise
+        except DeadlineError:
+            pass
+        else:
+            if was_cancelled and self.is_amid_copy():
+                raise limit.canceled(None)
+            return result
+        try:
+            result = await self._cancel_query(gen)
+        except QueryCanceled as error:
+            raise limit.canceled(error) from error
+        except DeadlineError as error:
+            raise limit.unanswered() from error.__cause__
+        # It ended before it could be cancelled. But the end of a COPY is waited for apart.
+        self.record.is_copy_cancelled = self.is_amid_copy()
+        return result
+
+    async def _cancel_query(self, gen: PQGen[T]) -> T:
+        """:meth:`ServerConnection._cancel_query`, on the running loop."""
+        give_up_at = monotonic() + LONGEST_SILENCE
+        is_asked = False
+        try:
+            await self._ask_to_cancel()
+            is_asked = True
+            fileno = self.pgconn.socket
+            return await waiting.wait_async(until(give_up_at, gen), fileno, WAKE_UP_EVERY)
+        except BaseException as error:
+            if is_asked and isinstance(error, psycopg.Error):
+                raise
+            self.shut_down()
+            self.pgconn.finish()
+            if isinstance(error, psycopg.Error):  # the request did not get through
+                raise DeadlineError from error
+            raise
+
+    async def _ask_to_cancel(self) -> None:
+        if capabilities.has_cancel_safe():
+            await self.cancel_safe(timeout=LONGEST_SILENCE)
+            return
+        # Before libpq 17 nothing bounds it.
+        asking = threading.Thread(target=self.cancel_quietly, daemon=True)
+        asking.start()
+        give_up_at = monotonic() + LONGEST_SILENCE
+        while asking.is_alive():
+            if monotonic() >= give_up_at:
+                raise DeadlineError
+            await asyncio.sleep(0.01)
 
     @asynccontextmanager
     async def transaction(
@@ -97,6 +183,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         )
         try:
             conn.server_cursor_factory = AsyncServerCursor
+            conn.query_timeout = config.async_pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener, configure)

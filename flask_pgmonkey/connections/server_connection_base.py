@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +19,7 @@ import psycopg
 from psycopg import postgres, sql
 from psycopg._connection_base import BaseConnection
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import TransactionStatus
 
 from ..config import Config, is_secret_key
 from ..errors import ConfigError
@@ -71,8 +74,10 @@ class BaseServerConnection(BaseConnection[Any]):
 
     :ivar owner_pid: the process that opened it.
     :ivar registered: an entry for each adapter or type that was registered since it was ready.
+    :ivar query_timeout: seconds that a query may run; 0 is no limit.
     """
 
+    query_timeout: float = 0.0
     record: ConnectionRecord[Any]
     _adapters: AdaptersMap | None
     _pool: Any  # psycopg_pool's name for the pool that lends it
@@ -107,6 +112,22 @@ class BaseServerConnection(BaseConnection[Any]):
     @property
     def closed(self) -> bool:
         return self.is_inherited or super().closed
+
+    def is_amid_copy(self) -> bool:
+        """Whether a COPY is under way, which takes a wait for each of its blocks."""
+        pgconn = self.pgconn
+        return pgconn.transaction_status == TransactionStatus.ACTIVE and not pgconn.pipeline_status
+
+    def cancel_quietly(self) -> None:
+        """Ask the server to cancel the query that runs; it may not hear it."""
+        with suppress(psycopg.Error):
+            self.cancel()
+
+    def shut_down(self) -> None:
+        """Shut down the socket under whoever uses this connection: what it waits for fails."""
+        with suppress(OSError, psycopg.OperationalError):  # closed already
+            with socket.socket(fileno=os.dup(self.pgconn.socket)) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
 
 def set_all(settings: Mapping[str, str]) -> tuple[sql.Composed, list[str]]:

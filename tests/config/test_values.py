@@ -11,7 +11,7 @@ from flask_pgmonkey.config.libpq import KEYWORDS
 from flask_pgmonkey.config.values import POOL_KEYS
 from flask_pgmonkey.errors import ConfigError
 
-OURS = {"check_on_checkout", "reset_on_return", "leak_threshold"}
+OURS = {"check_on_checkout", "reset_on_return", "leak_threshold", "query_timeout"}
 
 
 def error_of(config: Any) -> str:
@@ -219,6 +219,7 @@ def test_a_pool_has_defaults_for_the_web() -> None:
         check_on_checkout=False,
         reset_on_return="auto",
         leak_threshold=0.0,
+        query_timeout=0.0,
     )
     assert read_config({"pool_settings": {"min_size": 25}}).pool.max_size == 25
 

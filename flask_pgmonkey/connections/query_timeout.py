@@ -1,0 +1,96 @@
+"""How long a query may run before it is cancelled: what the two kinds of server connections share.
+
+The bound is for each time that psycopg waits for the server: for a query, for a batch of a stream,
+for a block of a COPY.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from time import monotonic
+from typing import TypeVar
+
+from psycopg import waiting
+from psycopg.errors import QueryCanceled
+
+from ..errors import QueryTimeoutError, ServerSilentError
+from .connect_errors import seconds
+
+T = TypeVar("T")
+
+LONGEST_SILENCE = 1.0
+"""Seconds a server has to answer when it is asked to cancel a query."""
+
+WAKE_UP_EVERY = 0.1
+"""Seconds after which whoever waits for the server looks at signals and deadlines, as psycopg's."""
+
+timeout_of_block: ContextVar[float] = ContextVar("timeout_of_block", default=0.0)
+"""Seconds a query may run within ``db.timeout()``; 0 outside."""
+
+
+class DeadlineError(Exception):
+    """A query has not ended in its time. Never leaves this package."""
+
+
+@contextmanager
+def block_with_timeout(timeout: float) -> Iterator[None]:
+    """A block in which a query may run for *timeout* seconds, or less where less is set."""
+    outer = timeout_of_block.get()
+    token = timeout_of_block.set(min(timeout, outer) if outer else timeout)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the end of a generator that another thread closes
+            timeout_of_block.reset(token)
+
+
+def until(deadline: float, gen: Generator[waiting.Wait, int, T]) -> Generator[waiting.Wait, int, T]:
+    """What psycopg's *gen* gives, as long as *deadline* (by ``time.monotonic``) has not passed.
+
+    :raises DeadlineError: when it has. *gen* may be waited for again.
+    """
+    ready: int | None = None
+    try:
+        while True:
+            awaited = gen.send(ready)  # type: ignore[arg-type]
+            if monotonic() >= deadline:
+                raise DeadlineError
+            ready = yield awaited
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+class QueryLimit:
+    """The bound of one query, and its errors.
+
+    :param of_config: ``query_timeout``, in seconds; 0 is none.
+    :param of_block: the same of ``db.timeout()``. One of them is not 0.
+    """
+
+    __slots__ = ("_name", "timeout")
+
+    def __init__(self, of_config: float, of_block: float) -> None:
+        is_of_config = not of_block or 0 < of_config <= of_block
+        self.timeout: float = of_config if is_of_config else of_block
+        self._name = "query_timeout" if is_of_config else "db.timeout()"
+
+    def canceled(self, error: QueryCanceled | None) -> QueryTimeoutError:
+        """The error for a query that the server has cancelled, as *error* says."""
+        return QueryTimeoutError(
+            f"{self._ran_for_too_long()}: it was cancelled",
+            info=error.pgresult if error is not None else None,
+        )
+
+    def unanswered(self) -> ServerSilentError:
+        """The error for a query whose server does not answer."""
+        return ServerSilentError(
+            f"{self._ran_for_too_long()}, and the server did not answer its cancellation within"
+            f" {seconds(LONGEST_SILENCE)}: the connection is closed, and whether the query has"
+            " taken effect is unknown"
+        )
+
+    def _ran_for_too_long(self) -> str:
+        return f"the query ran for longer than {self._name} allows ({seconds(self.timeout)})"
