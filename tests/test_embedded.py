@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from flask_pgmonkey.embedded import (
     find_binaries,
     start_embedded,
 )
+from flask_pgmonkey.embedded.cluster import find_cluster
+from flask_pgmonkey.embedded.locks import open_lock
+from flask_pgmonkey.embedded.ownership import make_folder, make_private_folder
 from flask_pgmonkey.errors import ConfigError
 
 from .ports import give_back_port, reserve_port
@@ -710,6 +713,123 @@ def test_nobody_waits_for_ever_for_a_process_that_was_suspended_as_it_started_th
     assert heir.postmaster() == user.postmaster()
     heir.leave()
     assert_stopped(heir)
+
+
+# A neighbour who may write in the folder puts a link to what he wants in the place of each new one.
+SWAP = """
+import os, sys
+folder, treasure, uid = sys.argv[1], sys.argv[2], int(sys.argv[3])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+os.chdir(folder)
+print("ready", flush=True)
+while True:
+    for name in os.listdir("."):
+        if not name.startswith("swapped"):
+            try:
+                os.rename(name, f"swapped-{name}")
+                os.symlink(treasure, name)
+            except OSError:
+                pass
+"""
+
+
+@only_as_root
+def test_root_gives_a_neighbour_who_swaps_folders_nothing(
+    project: Path, users: list[Account]
+) -> None:
+    neighbour = users[0]
+    folder = home(project, neighbour)
+    treasure = project / "treasure"
+    treasure.mkdir(mode=0o700)
+    command = [sys.executable, "-c", SWAP, str(folder), str(treasure), str(neighbour.uid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as attack:
+        try:
+            assert attack.stdout is not None
+            attack.stdout.readline()
+            for number in range(500):
+                with suppress(OSError, EmbeddedServerError):
+                    make_private_folder(neighbour, "initdb-", folder)
+                with suppress(OSError, EmbeddedServerError):
+                    make_folder(folder / f"{number}" / "postgres", neighbour)
+                with suppress(OSError, EmbeddedServerError):
+                    os.close(open_lock(folder / f"{number}" / "postgres" / "start.lock"))
+                status = treasure.stat()
+                assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o700), number
+                assert list(treasure.iterdir()) == []
+        finally:
+            attack.kill()
+    assert any(path.is_symlink() for path in folder.iterdir()), "nothing was attacked"
+
+
+@only_as_root
+def test_root_gives_nobody_a_file_that_has_another_name(
+    project: Path, users: list[Account]
+) -> None:
+    secret = project / "secret"
+    secret.touch(mode=0o600)
+    folder = home(project, users[0])
+    (folder / "start.lock").hardlink_to(secret)
+    (folder / "users.lock").symlink_to(secret)
+    os.close(open_lock(folder / "start.lock"))
+    with pytest.raises(OSError):
+        open_lock(folder / "users.lock")
+    assert secret.stat().st_uid == 0
+
+
+@only_as_root
+def test_in_a_users_folder_root_runs_the_server_as_that_user(
+    project: Path, start_app: StartApp, users: list[Account], wheel: Path
+) -> None:
+    folder = home(project, users[0]) / "instance" / "postgres"
+    by_root = start_app(folder, None, wheel)
+    assert by_root.answer()["data"] == str(folder / "data")
+    assert psutil.Process(by_root.postmaster()).uids().real == users[0].uid
+    by_user = start_app(folder, users[0], wheel)
+    assert by_user.answer()["visits"] == 2
+    by_root.leave()
+    by_user.leave()
+    assert_stopped(by_user)
+    assert start_app(folder, users[0], wheel).answer()["visits"] == 3
+
+
+@only_as_root
+@pytest.mark.parametrize("way_in", ["two owners", "everybody", "a group"])
+def test_root_keeps_the_data_where_others_cannot_replace_them(
+    project: Path, users: list[Account], monkeypatch: pytest.MonkeyPatch, way_in: str
+) -> None:
+    monkeypatch.setattr("flask_pgmonkey.embedded.cluster.ROOTS_FOLDER", project / "roots")
+    folder = home(project, users[0]) / "instance"
+    folder.mkdir()
+    if way_in == "two owners":
+        os.chown(folder, *users[1])
+    else:
+        os.chown(folder, 0, 0 if way_in == "everybody" else users[1].gid)
+        folder.chmod(0o777 if way_in == "everybody" else 0o775)
+    cluster = find_cluster(folder / "postgres")
+    assert cluster.data.is_relative_to(project / "roots")
+    assert cluster.account not in users
+
+
+@only_as_root
+@pytest.mark.parametrize("way_in", ["owner", "everybody", "group"])
+def test_root_uses_no_data_that_others_could_replace_and_the_remedy_helps(
+    project: Path, start_app: StartApp, users: list[Account], way_in: str
+) -> None:
+    folder = project / "it's here" / "instance"
+    start_app(folder / "postgres").leave()
+    if way_in == "owner":
+        os.chown(folder, *users[0])
+    elif way_in == "everybody":
+        folder.chmod(0o777)
+    else:
+        os.chown(folder, 0, users[0].gid)
+        folder.chmod(0o775)
+    (error,) = run_python(START_WITHOUT_PATIENCE, folder / "postgres")
+    assert f"Root uses no data in {folder}/postgres/data" in error
+    subprocess.run(["sh", "-c", error.split("`")[1]], check=True)
+    assert start_app(folder / "postgres").answer()["visits"] == 2
 
 
 HOSTILE_ENVIRONMENT = {

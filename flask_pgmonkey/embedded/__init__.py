@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import ConfigError, EmbeddedServerError
 from .cluster import LOCALE_OPTIONS, Cluster, Postmaster, find_cluster
-from .programs import ROOTS_FOLDER, Account, find_account, find_binaries
+from .ownership import Account
+from .programs import ROOTS_FOLDER, find_account, find_binaries
 from .sharing import join, leave_all
 from .sockets import connection_settings
 

@@ -11,8 +11,9 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
+import shlex
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -22,17 +23,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import EmbeddedServerError
-from .locks import POLL_INTERVAL, open_lock, try_lock, unlock
-from .programs import (
-    ROOTS_FOLDER,
+from .locks import POLL_INTERVAL, give, open_lock, try_lock, unlock
+from .ownership import (
     Account,
-    can_enter,
     environment,
-    find_account,
-    find_binaries,
     make_private_folder,
+    name_of,
+    opened_folder,
+    read_own_file,
+    remove_folder,
     running_as,
+    uid_of,
+    who_could_replace,
 )
+from .programs import ROOTS_FOLDER, can_enter, find_account, find_binaries
 from .sockets import prepare_socket_folder, remove_socket_folder, socket_file
 
 # The same everywhere, whatever locales the machine has; since PostgreSQL 17.
@@ -72,7 +76,7 @@ class Cluster:
     def create(self, *initdb_options: str) -> None:
         """Run initdb beside the data directory and put the whole cluster in place at once."""
         for abandoned in self.data.parent.glob("initdb-*"):
-            _remove(abandoned)
+            self._remove(abandoned)
         unfinished = make_private_folder(self.account, "initdb-", self.data.parent)
         command: list[str | Path] = [self.binaries / "initdb", "-D", unfinished, "-U", "postgres"]
         command += ["--encoding=UTF8", *initdb_options]
@@ -96,14 +100,16 @@ class Cluster:
                     raise
             if initdb.returncode != 0:
                 raise EmbeddedServerError(f"initdb failed for {self.data}:\n{output.strip()}")
-            unfinished.rename(self.data)
+            with opened_folder(self.data.parent) as place:
+                os.rename(unfinished.name, self.data.name, src_dir_fd=place, dst_dir_fd=place)
         finally:
-            _remove(unfinished)
+            self._remove(unfinished)
 
     def postmaster(self) -> Postmaster | None:
         """The server of this data directory, if it lives, whoever launched it."""
         try:
-            lines = (self.data / "postmaster.pid").read_bytes().split(b"\n")
+            with opened_folder(self._real_data, uid_of(self.account)) as data:
+                lines = read_own_file(data, "postmaster.pid").split(b"\n")
         except FileNotFoundError:
             return None
         # A crash of the machine can leave anything in the file.
@@ -122,7 +128,7 @@ class Cluster:
         """
         begin = time.monotonic()
         log = self.data / "server.log"
-        old_log_size = log.stat().st_size if log.exists() else 0
+        old_log_size = log.lstat().st_size if log.exists() else 0
         launched = 0
         try:
             while True:
@@ -157,7 +163,7 @@ class Cluster:
             self._end(running.pid, signal.SIGQUIT, IMMEDIATE_STOP_TIMEOUT)
         elif self._is_held():
             return
-        remove_socket_folder(self.data, self.account)
+        remove_socket_folder(self._real_data, self.account)
 
     def _launch(self, settings: Mapping[str, str]) -> int:
         """Launch the server and return its process id, without a wait for its readiness.
@@ -167,24 +173,23 @@ class Cluster:
         lock = open_lock(self._lock_file)
         try:
             if self.account is not None:  # the data may be used without root as well
-                os.fchown(lock, self.account.uid, self.account.gid)
+                give(lock, *self.account)
             return self._run_in_background(settings, lock) if try_lock(lock) else 0
         finally:
             os.close(lock)
 
     def _run_in_background(self, settings: Mapping[str, str], lock: int) -> int:
         options = [f"--{name}={value}" for name, value in settings.items()]
-        socket_folder = prepare_socket_folder(self.data, self.account, self.port)
+        socket_folder = prepare_socket_folder(self._real_data, self.account, self.port)
         options += [f"--port={self.port}", f'--unix_socket_directories="{socket_folder}"']
         # PostgreSQL would refuse to start if the process id of the dead server was used again.
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
         # The shell leaves the server to init, so that no app has a child that it did not ask for;
         # the new session keeps a terminal's Ctrl-C away from it.
         shell = subprocess.run(
             [
                 "/bin/sh",
                 "-c",
-                '"$0" "$@" </dev/null >>server.log 2>&1 & echo $!',
+                'rm -f postmaster.pid; "$0" "$@" </dev/null >>server.log 2>&1 & echo $!',
                 self.binaries / "postgres",
                 "-D",
                 self.data,
@@ -200,6 +205,45 @@ class Cluster:
             **running_as(self.account),
         )
         return int(shell.stdout)
+
+    def check_ownership(self) -> None:
+        """Make sure that the data are the account's, and that nobody has put them there.
+
+        :raises EmbeddedServerError: with what to do.
+        """
+        if find_account(self.data) != self.account:
+            raise EmbeddedServerError(f"{self.data} has changed hands just now: try again.")
+        if not self.data.exists():
+            return
+        status = self.data.stat()
+        if status.st_uid != uid_of(self.account):
+            raise EmbeddedServerError(
+                f"{self.data} belongs to {name_of(status.st_uid)}, who could read all that is "
+                f"written there. Run as the user who made it, or choose another instance folder."
+            )
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise EmbeddedServerError(
+                f"Others may write in {self.data}: `chmod 700 {shlex.quote(str(self.data))}`, "
+                f"if it holds nothing that you have not put there."
+            )
+        if self.account is not None:
+            stranger = who_could_replace(self._real_data, self.account)
+            if stranger is not None:
+                raise EmbeddedServerError(
+                    f"Root uses no data in {self.data}: {stranger.who}, so that others could put "
+                    f"false ones in their place. As root, `{stranger.remedy}`."
+                )
+
+    @property
+    def _real_data(self) -> Path:
+        return Path(os.path.realpath(self.data))
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a folder into which a process that was killed may still have been writing."""
+        deadline = time.monotonic() + IMMEDIATE_STOP_TIMEOUT
+        while os.path.lexists(folder) and time.monotonic() < deadline:
+            remove_folder(self.account, folder)
+            time.sleep(POLL_INTERVAL)
 
     @property
     def _lock_file(self) -> Path:
@@ -224,9 +268,8 @@ class Cluster:
 
     def _does_not_start(self, log: Path, old_log_size: int) -> EmbeddedServerError:
         """The error with what a server that ended at once wrote into its log."""
-        with log.open("rb") as file:
-            file.seek(old_log_size)
-            reason = file.read().decode(errors="replace").strip()
+        with opened_folder(self._real_data, uid_of(self.account)) as data:
+            reason = read_own_file(data, log.name, old_log_size).decode(errors="replace").strip()
         return EmbeddedServerError(f"PostgreSQL does not start. It says in {log}:\n{reason}")
 
     def _end(self, pid: int, how: signal.Signals, timeout: float) -> None:
@@ -246,26 +289,22 @@ def find_cluster(folder: Path) -> Cluster:
     """The cluster whose data lie in *folder*, which need not exist yet.
 
     Where the user who runs PostgreSQL for root cannot reach *folder*, because a parent of it is
-    closed to others as ``/root`` is, they lie in ``/var/lib/flask-pgmonkey/<digest of its path>``.
+    closed to others as ``/root`` is, or where others could put something else in its place, they
+    lie in ``/var/lib/flask-pgmonkey/<digest of its path>``.
     No permission of a folder that was there before is changed.
     """
-    for place in (folder, ROOTS_FOLDER / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]):
+    roots_folder = Path(os.path.realpath(ROOTS_FOLDER))
+    for place in (folder, roots_folder / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]):
         data = place / "data"
         account = find_account(data)
+        if account is not None and not data.exists() and who_could_replace(place, account):
+            continue
         if can_enter(account, next(path for path in (place, *place.parents) if path.is_dir())):
             return Cluster(data, find_binaries(account), account)
     raise EmbeddedServerError(
         f"PostgreSQL refuses to run as root, and the user who would run it in its place reaches "
-        f"neither {folder} nor {ROOTS_FOLDER}."
+        f"neither {folder} nor {ROOTS_FOLDER}, or others could put false data there."
     )
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder into which a process that was killed may still have been writing."""
-    deadline = time.monotonic() + IMMEDIATE_STOP_TIMEOUT
-    while folder.exists() and time.monotonic() < deadline:
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(POLL_INTERVAL)
 
 
 def _command_line(pid: int) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import EmbeddedServerError
+from .ownership import opened_folder
 
 if sys.platform != "win32":
     import fcntl
@@ -22,8 +24,26 @@ POLL_INTERVAL = 0.01
 
 
 def open_lock(path: Path) -> int:
-    """A new descriptor of a lock file, which is made if it is missing."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    """A new descriptor of a lock file, which is made if it is missing.
+
+    What root makes belongs to the folder's owner, who may want to go on without root.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with opened_folder(path.parent) as folder:
+        descriptor = os.open(path.name, flags, 0o600, dir_fd=folder)
+        owner = os.fstat(folder)
+    give(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor
+
+
+def give(descriptor: int, uid: int, gid: int) -> None:
+    """Let a lock file that root has made belong to another."""
+    status = os.fstat(descriptor)
+    if os.geteuid() != 0 or status.st_uid != 0 or uid == 0:
+        return
+    # Somebody could have put another name of a file of root's in its place.
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_size == 0:
+        os.fchown(descriptor, uid, gid)
 
 
 def share_lock(descriptor: int) -> None:

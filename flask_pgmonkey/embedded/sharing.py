@@ -24,7 +24,7 @@ from .cluster import (
     StillStartingError,
 )
 from .locks import exclusive_lock, open_lock, share_lock, try_lock, unlock, wait_for_lock
-from .programs import make_folder
+from .ownership import make_folder
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -45,14 +45,16 @@ def join(cluster: Cluster) -> Postmaster:
             raise EmbeddedServerError(
                 "This process is exiting, so it starts no embedded server any more."
             )
-        make_folder(folder)
+        make_folder(folder, cluster.account)
         with exclusive_lock(folder / "start.lock"):
             if is_new := cluster not in _users_locks:
                 _users_locks[cluster] = open_lock(folder / "users.lock")
                 share_lock(_users_locks[cluster])
             try:
+                cluster.check_ownership()
                 if not cluster.data.exists():
                     cluster.create("--auth=trust", *LOCALE_OPTIONS)
+                    cluster.check_ownership()
                 server = cluster.start({"listen_addresses": "", "unix_socket_permissions": "0700"})
             except StillStartingError:
                 if is_new:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import tempfile
 from pathlib import Path
 
 from ..config import libpq
 from ..errors import EmbeddedServerError
-from .programs import Account, can_enter, make_private_folder
+from .ownership import Account, make_private_folder, opened_folder, remove_folder, uid_of
+from .programs import can_enter
 
 # sun_path holds 104 bytes on macOS and 108 on Linux, the closing NUL included.
 _LONGEST_PATH = 103
@@ -58,18 +59,22 @@ def prepare_socket_folder(data: Path, account: Account | None, port: int) -> Pat
     """
     link = data / "sockets"
     if (folder := _linked_folder(data, account)) is not None:
-        socket = socket_file(folder, port)
-        socket.unlink(missing_ok=True)
-        socket.with_name(f"{socket.name}.lock").unlink(missing_ok=True)
+        with opened_folder(folder) as opened:
+            if not _is_private(os.fstat(opened), account):
+                raise EmbeddedServerError(f"Somebody has just changed {folder}: try again.")
+            socket = socket_file(folder, port).name
+            for name in (socket, f"{socket}.lock"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=opened)
         return folder
-    if link.is_symlink():
-        link.unlink()
+    _unlink(link, account)
     prefix = _prefix(data)
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
-        longest = socket_file(Path(parent, f"{prefix}12345678"), port)
+    for parent in map(Path, map(os.path.realpath, (tempfile.gettempdir(), "/tmp"))):  # noqa: S108
+        longest = socket_file(parent / f"{prefix}12345678", port)
         if len(os.fsencode(longest)) <= _LONGEST_PATH and can_enter(account, parent):
             folder = make_private_folder(account, prefix, parent)
-            link.symlink_to(folder)
+            with opened_folder(data, uid_of(account)) as opened:
+                os.symlink(folder, link.name, dir_fd=opened)
             return folder
     raise EmbeddedServerError(
         "The embedded server's socket needs a temporary folder with a short path that the "
@@ -80,8 +85,14 @@ def prepare_socket_folder(data: Path, account: Account | None, port: int) -> Pat
 def remove_socket_folder(data: Path, account: Account | None) -> None:
     """Remove the folder to which ``data/sockets`` links, if it is the server's own."""
     if (folder := _linked_folder(data, account)) is not None:
-        shutil.rmtree(folder)
-        (data / "sockets").unlink()
+        remove_folder(account, folder)
+        _unlink(data / "sockets", account)
+
+
+def _unlink(link: Path, account: Account | None) -> None:
+    if link.is_symlink():
+        with opened_folder(link.parent, uid_of(account)) as folder:
+            os.unlink(link.name, dir_fd=folder)
 
 
 def _linked_folder(data: Path, account: Account | None) -> Path | None:
@@ -92,13 +103,15 @@ def _linked_folder(data: Path, account: Account | None) -> Path | None:
     folder = link.readlink()
     if not folder.name.startswith(_prefix(data)) or not folder.exists():
         return None
-    status = folder.lstat()
-    is_private = (
+    return folder if _is_private(folder.lstat(), account) else None
+
+
+def _is_private(status: os.stat_result, account: Account | None) -> bool:
+    return (
         stat.S_ISDIR(status.st_mode)
-        and status.st_uid == (account.uid if account else os.geteuid())
+        and status.st_uid == uid_of(account)
         and stat.S_IMODE(status.st_mode) == 0o700
     )
-    return folder if is_private else None
 
 
 def _prefix(data: Path) -> str:
