@@ -832,6 +832,181 @@ def test_root_uses_no_data_that_others_could_replace_and_the_remedy_helps(
     assert start_app(folder / "postgres").answer()["visits"] == 2
 
 
+# A neighbour takes the name of our socket's folder and listens there.
+IMPERSONATE = """
+import os, socket, sys
+folder, uid = sys.argv[1], int(sys.argv[2])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+os.mkdir(folder, 0o755)
+server = socket.socket(socket.AF_UNIX)
+server.bind(os.path.join(folder, ".s.PGSQL.5432"))
+os.chmod(os.path.join(folder, ".s.PGSQL.5432"), 0o777)
+server.listen()
+print("ready", flush=True)
+while True:
+    client, _ = server.accept()
+    client.settimeout(1)
+    print(client.recv(100), flush=True)
+    client.close()
+"""
+
+
+@only_as_root
+def test_a_false_server_in_our_socket_folder_gets_nothing(
+    project: Path, start_app: StartApp, users: list[Account]
+) -> None:
+    app = start_app(project / "postgres")
+    folder = app.answer()["settings"]["host"]
+    real = psutil.Process(app.postmaster())
+    shutil.rmtree(folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", IMPERSONATE, folder, str(users[0].uid)], stdout=subprocess.PIPE
+    ) as neighbour:
+        try:
+            assert neighbour.stdout is not None
+            neighbour.stdout.readline()
+            with pytest.raises(psycopg.OperationalError, match="requirepeer"):
+                app.connect()
+
+            heir = start_app(project / "postgres")
+            assert heir.answer()["settings"]["host"] != folder
+            assert heir.answer()["visits"] == 2
+            wait_until(lambda: not real.is_running(), "the server that nobody reaches ends")
+        finally:
+            neighbour.kill()
+        assert set(neighbour.stdout.read().split()) <= {b"b''"}, "it was sent something"
+    shutil.rmtree(folder)
+    app.leave()
+    heir.leave()
+    assert_stopped(heir)
+
+
+PRETEND = """
+import os, sys, time
+uid = int(sys.argv[1])
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+os.execv("/bin/sh", [sys.argv[2] + "/postgres -D " + sys.argv[2] + " --", "-c", "sleep 60; :"])
+"""
+
+
+@only_as_root
+@pytest.mark.parametrize("whose", ["root", "another user"])
+def test_a_planted_pid_file_leads_to_no_false_server(
+    project: Path, start_app: StartApp, users: list[Account], wheel: Path, whose: str
+) -> None:
+    """A program of another user's calls itself PostgreSQL, on the data of ours."""
+    account = None if whose == "root" else users[0]
+    folder = home(project, account) / "postgres"
+    app = start_app(folder, account, wheel)
+    pid_file = Path(app.answer()["data"]) / "postmaster.pid"
+    remembered = pid_file.read_text().splitlines()
+    owner = pid_file.stat()
+    app.leave()
+    trap = project / "trap"
+    trap.mkdir()
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(trap / ".s.PGSQL.5432"))
+        command = [sys.executable, "-c", PRETEND, str(users[1].uid), str(pid_file.parent)]
+        with subprocess.Popen(command, start_new_session=True) as pretender:
+            try:
+                wait_until(lambda: psutil.Process(pretender.pid).name() == "sh", "the pretence")
+                lines = [str(pretender.pid), *remembered[1:4], str(trap), *remembered[5:], ""]
+                pid_file.write_text("\n".join(lines))
+                os.chown(pid_file, owner.st_uid, owner.st_gid)
+                heir = start_app(folder, account, wheel)
+                assert heir.answer()["settings"]["host"] != str(trap)
+                assert heir.answer()["visits"] == 2
+                heir.leave()
+                assert pretender.poll() is None
+            finally:
+                os.killpg(pretender.pid, signal.SIGKILL)
+
+
+@only_as_root
+def test_data_of_another_user_are_refused(
+    project: Path, start_app: StartApp, users: list[Account], wheel: Path
+) -> None:
+    folder = home(project, users[0]) / "postgres"
+    folder.mkdir()
+    folder.chmod(0o777)
+    (folder / "data").mkdir()
+    os.chown(folder / "data", *users[1])
+    (folder / "data").chmod(0o755)
+    app = start_app(folder, users[0], wheel)
+    _, log = app.process.communicate(timeout=30)
+    name = pwd.getpwuid(users[1].uid).pw_name
+    assert f"EmbeddedServerError: {folder}/data belongs to {name}" in log
+
+
+def test_data_in_which_others_may_write_are_refused_and_the_remedy_helps(
+    project: Path, start_app: StartApp
+) -> None:
+    start_app(project / "postgres").leave()
+    (project / "postgres" / "data").chmod(0o707)
+    (error,) = run_python(START_WITHOUT_PATIENCE, project / "postgres")
+    assert f"Others may write in {project}/postgres/data" in error
+    subprocess.run(["sh", "-c", error.split("`")[1]], check=True)
+    assert start_app(project / "postgres").answer()["visits"] == 2
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_the_socket_lies_where_others_cannot_rename_its_folder(
+    project: Path, start_app: StartApp, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    shared = project / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    monkeypatch.setenv("TMPDIR", str(shared))
+    app = start_app(project / "postgres")
+    is_there = Path(app.answer()["settings"]["host"]).is_relative_to(shared)
+    assert is_there == (mode == 0o1777)
+    app.leave()
+    assert_stopped(app)
+
+
+@pytest.mark.parametrize("mask", [0, 0o077])
+def test_the_umask_opens_and_closes_nothing(project: Path, mask: int) -> None:
+    lines = run_python(
+        """
+        import os, sys, pathlib
+        from flask_pgmonkey.embedded import start_embedded
+
+        os.umask(int(sys.argv[2]))
+        folder = pathlib.Path(sys.argv[1], "new", "instance", "postgres")
+        sockets = start_embedded(folder)["host"]
+        for path in (folder.parent.parent, folder.parent, folder, folder / "data", sockets):
+            print(oct(os.stat(path).st_mode)[-3:])
+        """,
+        project,
+        mask,
+    )
+    # What root makes, the user who runs PostgreSQL for root passes through.
+    assert lines == ["755", "755", "711" if IS_ROOT else "700", "700", "700"]
+
+
+def test_the_server_knows_nothing_of_our_environment(
+    project: Path, start_app: StartApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_KEY", "hunter2")
+    monkeypatch.setenv("PGPASSWORD", "hunter2")
+    monkeypatch.setenv("TZ", "UTC")
+    app = start_app(project / "postgres")
+    for process in servers_below(project / "postgres"):
+        environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+        assert b"hunter2" not in environment
+    environment = Path(f"/proc/{app.postmaster()}/environ").read_bytes()
+    names = {entry.partition(b"=")[0].decode() for entry in environment.split(b"\0") if entry}
+    assert names - {"PWD", "SHLVL", "_", "OLDPWD"} <= {
+        *("PATH", "TZ", "TMPDIR", "LC_ALL", "LD_LIBRARY_PATH"),
+        "PG_GRANDPARENT_PID",
+    }
+    assert {"PATH", "TZ", "LC_ALL"} <= names
+
+
 HOSTILE_ENVIRONMENT = {
     "PGHOSTADDR": "127.0.0.1",
     "PGREQUIREAUTH": "scram-sha-256",

@@ -37,7 +37,7 @@ def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
     the server runs, and blocks while another process starts or stops it.
 
     :return: ``host`` (the folder of the socket; there is no TCP), ``port``, ``user``, ``dbname``,
-        and what keeps the environment's settings for other servers away.
+        and what keeps false servers, and the environment's settings for others, away.
     :raises ConfigError: when the wheel is not installed, or on Windows.
     :raises EmbeddedServerError: when the server does not start, with the end of its log.
     """
@@ -51,4 +51,4 @@ def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
             f"The embedded server cannot use the folder {os.fspath(folder)}: {error}. "
             f"Run as the user who made it, or choose another instance folder."
         ) from error
-    return connection_settings(server.socket_folder, cluster.port)
+    return connection_settings(server.socket_folder, cluster.port, cluster.account)

@@ -37,7 +37,7 @@ from .ownership import (
     who_could_replace,
 )
 from .programs import ROOTS_FOLDER, can_enter, find_account, find_binaries
-from .sockets import prepare_socket_folder, remove_socket_folder, socket_file
+from .sockets import has_private_socket, prepare_socket_folder, remove_socket_folder
 
 # The same everywhere, whatever locales the machine has; since PostgreSQL 17.
 LOCALE_OPTIONS = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
@@ -140,7 +140,7 @@ class Cluster:
                     if not launched and time.monotonic() > begin + LET_GO_TIMEOUT:
                         raise self._runs_out_of_sight()
                 elif running is not None and running.ready:
-                    if socket_file(running.socket_folder, self.port).is_socket():
+                    if has_private_socket(running.socket_folder, self.port, self.account):
                         return running
                     self.stop()
                 if time.monotonic() > begin + START_TIMEOUT:
@@ -282,7 +282,9 @@ class Cluster:
             time.sleep(POLL_INTERVAL)
 
     def _is_postmaster(self, pid: int) -> bool:
-        return pid > 0 and f"/postgres -D {self.data} --" in _command_line(pid)
+        if pid <= 0 or _user_of(pid) != uid_of(self.account):
+            return False  # Anybody can start a program under any name.
+        return f"/postgres -D {self.data} --" in _command_line(pid)
 
 
 def find_cluster(folder: Path) -> Cluster:
@@ -305,6 +307,19 @@ def find_cluster(folder: Path) -> Cluster:
         f"PostgreSQL refuses to run as root, and the user who would run it in its place reaches "
         f"neither {folder} nor {ROOTS_FOLDER}, or others could put false data there."
     )
+
+
+def _user_of(pid: int) -> int | None:
+    """The user as whom a process runs; None for a dead process."""
+    if sys.platform == "linux":
+        try:
+            status = Path(f"/proc/{pid}/status").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        uids = re.search(rb"^Uid:\s+\d+\s+(\d+)", status, re.MULTILINE)
+        return int(uids[1]) if uids else None
+    ps = subprocess.run(["ps", "-o", "uid=", "-p", str(pid)], capture_output=True)
+    return int(ps.stdout) if ps.stdout.strip() else None
 
 
 def _command_line(pid: int) -> str:

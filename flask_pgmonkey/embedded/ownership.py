@@ -31,6 +31,7 @@ AS_FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 AS_PLACE = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
 LARGEST_READ = 1 << 20
 """Bytes: more than is read of any file here, whatever somebody has put in its place."""
+PASSED_ON = ("PATH", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 
 
 class Account(NamedTuple):
@@ -250,5 +251,5 @@ def running_as(account: Account | None) -> dict[str, Any]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of the programs: ours without what libpq and PostgreSQL read from it."""
-    return {name: value for name, value in os.environ.items() if name[:2] != "PG"} | {"LC_ALL": "C"}
+    """The environment of the programs, which the user who runs them can read: nothing secret."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | {"LC_ALL": "C"}

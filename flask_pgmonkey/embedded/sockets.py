@@ -11,7 +11,16 @@ from pathlib import Path
 
 from ..config import libpq
 from ..errors import EmbeddedServerError
-from .ownership import Account, make_private_folder, opened_folder, remove_folder, uid_of
+from .ownership import (
+    Account,
+    has_name,
+    make_private_folder,
+    name_of,
+    opened_folder,
+    remove_folder,
+    uid_of,
+    who_could_replace,
+)
 from .programs import can_enter
 
 # sun_path holds 104 bytes on macOS and 108 on Linux, the closing NUL included.
@@ -21,7 +30,6 @@ _LONGEST_PATH = 103
 # elsewhere, or is refused over a socket or for a connection without a password.
 _SETTINGS_FOR_OTHERS = {
     "hostaddr": "",
-    "requirepeer": "",
     "require_auth": "",
     "channel_binding": "disable",
     "gssencmode": "disable",
@@ -32,13 +40,18 @@ _SETTINGS_FOR_OTHERS = {
 }
 
 
-def connection_settings(folder: Path, port: int) -> dict[str, str | int]:
-    """What leads to the socket in *folder*, whatever the environment says of other servers."""
+def connection_settings(folder: Path, port: int, account: Account | None) -> dict[str, str | int]:
+    """What leads to the socket in *folder*, whatever the environment says of other servers.
+
+    libpq refuses a server there that is not run by *account*.
+    """
+    uid = uid_of(account)
     return {
         "host": str(folder),
         "port": port,
         "user": "postgres",
         "dbname": "postgres",
+        "requirepeer": name_of(uid) if has_name(uid) else "",  # libpq knows users by their name
         **{name: value for name, value in _SETTINGS_FOR_OTHERS.items() if name in libpq.KEYWORDS},
     }
 
@@ -48,6 +61,17 @@ def socket_file(folder: Path, port: int) -> Path:
     return folder / f".s.PGSQL.{port}"
 
 
+def has_private_socket(folder: Path, port: int, account: Account | None) -> bool:
+    """Whether there is a socket of *account*'s in *folder*, which nobody else could replace."""
+    try:
+        status = socket_file(folder, port).lstat()
+        is_private = _is_private(folder.lstat(), account)
+    except OSError:
+        return False
+    is_socket = stat.S_ISSOCK(status.st_mode) and status.st_uid == uid_of(account)
+    return is_socket and is_private and not who_could_replace(_real(folder), account)
+
+
 def prepare_socket_folder(data: Path, account: Account | None, port: int) -> Path:
     """A private folder, without a socket in it, whose path is short enough for one.
 
@@ -55,7 +79,7 @@ def prepare_socket_folder(data: Path, account: Account | None, port: int) -> Pat
     can connect again. Its name says to which data directory it belongs, because a copy of that has
     the same link.
 
-    :raises EmbeddedServerError: when no temporary folder has a path short enough.
+    :raises EmbeddedServerError: when no temporary folder is safe and has a path short enough.
     """
     link = data / "sockets"
     if (folder := _linked_folder(data, account)) is not None:
@@ -69,16 +93,21 @@ def prepare_socket_folder(data: Path, account: Account | None, port: int) -> Pat
         return folder
     _unlink(link, account)
     prefix = _prefix(data)
-    for parent in map(Path, map(os.path.realpath, (tempfile.gettempdir(), "/tmp"))):  # noqa: S108
+    for parent in map(_real, (tempfile.gettempdir(), "/tmp")):  # noqa: S108
         longest = socket_file(parent / f"{prefix}12345678", port)
-        if len(os.fsencode(longest)) <= _LONGEST_PATH and can_enter(account, parent):
+        if (
+            len(os.fsencode(longest)) <= _LONGEST_PATH
+            and not who_could_replace(parent, account)
+            and can_enter(account, parent)
+        ):
             folder = make_private_folder(account, prefix, parent)
             with opened_folder(data, uid_of(account)) as opened:
                 os.symlink(folder, link.name, dir_fd=opened)
             return folder
     raise EmbeddedServerError(
         "The embedded server's socket needs a temporary folder with a short path that the "
-        "user who runs PostgreSQL can reach: set TMPDIR to one."
+        "user who runs PostgreSQL can reach, and in which nobody else can rename what is ours "
+        "(`chmod +t` sees to that): set TMPDIR to one."
     )
 
 
@@ -96,14 +125,19 @@ def _unlink(link: Path, account: Account | None) -> None:
 
 
 def _linked_folder(data: Path, account: Account | None) -> Path | None:
-    """The folder to which ``data/sockets`` links, unless others could have made or can enter it."""
+    """The folder to which ``data/sockets`` links, unless others could make or enter one there."""
     link = data / "sockets"
     if not link.is_symlink():
         return None
     folder = link.readlink()
     if not folder.name.startswith(_prefix(data)) or not folder.exists():
         return None
-    return folder if _is_private(folder.lstat(), account) else None
+    is_safe = _is_private(folder.lstat(), account) and not who_could_replace(_real(folder), account)
+    return folder if is_safe else None
+
+
+def _real(path: Path | str) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _is_private(status: os.stat_result, account: Account | None) -> bool:
