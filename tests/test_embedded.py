@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -957,15 +958,14 @@ def test_data_in_which_others_may_write_are_refused_and_the_remedy_helps(
 def test_the_socket_lies_where_others_cannot_rename_its_folder(
     project: Path, start_app: StartApp, monkeypatch: pytest.MonkeyPatch, mode: int
 ) -> None:
-    shared = project / "shared"
-    shared.mkdir()
-    shared.chmod(mode)
-    monkeypatch.setenv("TMPDIR", str(shared))
-    app = start_app(project / "postgres")
-    is_there = Path(app.answer()["settings"]["host"]).is_relative_to(shared)
-    assert is_there == (mode == 0o1777)
-    app.leave()
-    assert_stopped(app)
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # with a path short enough for a socket
+        os.chmod(shared, mode)
+        monkeypatch.setenv("TMPDIR", shared)
+        app = start_app(project / "postgres")
+        is_there = Path(app.answer()["settings"]["host"]).is_relative_to(shared)
+        assert is_there == (mode == 0o1777)
+        app.leave()
+        assert_stopped(app)
 
 
 @pytest.mark.parametrize("mask", [0, 0o077])

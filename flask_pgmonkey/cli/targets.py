@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,17 +57,19 @@ class Target:
         """What the app does to every new psycopg connection."""
         return extension_of(self.app)._configure if self.app is not None else None
 
-    def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
-        """A new psycopg connection, outside autocommit, with ``sync_settings`` applied.
+    @contextmanager
+    def connect(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+        """A block with a psycopg connection of its own, with ``sync_settings``, outside autocommit.
 
         It speaks UTF-8: with SQL_ASCII, which the database or PGCLIENTENCODING may ask for, psycopg
-        would give bytes for text. As a context manager it commits on success, rolls back on an
-        exception, and closes.
+        would give bytes for text. The block commits, or rolls back on an exception, and closes.
         """
         connection = ServerConnection.open(NormalConnection(self.config), None, None)
-        connection.execute("SET client_encoding TO 'UTF8'")
-        connection.autocommit = False
-        return connection
+        with closing(connection):
+            connection.execute("SET client_encoding TO 'UTF8'")
+            connection.autocommit = False
+            yield connection
+            connection.commit()
 
 
 def find_options(command: F) -> F:

@@ -42,7 +42,7 @@ def test_a_setting_that_the_server_refuses_is_a_config_error(
     (target,) = find_targets(str(config), None)
 
     with pytest.raises(ConfigError, match=r"sync_settings\.statement_timeot"):
-        target.connect()
+        target.connect().__enter__()
 
 
 def test_a_targets_connection_speaks_utf8_whatever_the_database_does(

@@ -60,7 +60,7 @@ def request() -> Iterator[None]:
 @contextmanager
 def stream() -> Iterator[None]:
     with app.test_request_context():
-        pid = insert_by(db.connection)
+        pid = db.fetch_value(INSERT)
         rows = db.stream("SELECT pg_backend_pid() FROM generate_series(1, 5)", batch_size=2)
         assert next(rows) == (pid,)
         yield
