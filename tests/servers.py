@@ -354,7 +354,9 @@ class PrivateServer:
             for (name,) in admin.execute(
                 "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND rolname <> 'postgres'"
             ).fetchall():
-                admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+                role = sql.Identifier(name)
+                admin.execute(sql.SQL("DROP OWNED BY {}").format(role))  # and what it was granted
+                admin.execute(sql.SQL("DROP ROLE {}").format(role))
             self._add_user_and_database(admin)
 
     def close(self) -> None:
