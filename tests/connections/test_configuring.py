@@ -88,11 +88,14 @@ def test_an_exception_keeps_its_type_and_says_that_it_came_from_configure(
     assert notes_of(copy_for_waiter(caught.value)) == [note]
 
 
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_configure_that_does_not_await_is_told_that_it_could(config_file: Path) -> None:
     def register(conn: Any) -> None:
-        TypeInfo.fetch(conn, "int4").register(conn)
+        info: Any = TypeInfo.fetch(conn, "int4")
+        try:
+            info.register(conn)
+        finally:
+            if asyncio.iscoroutine(info):
+                info.close()
 
     open_and_close(config_file, "normal", register)
     with pytest.raises(AttributeError, match="'coroutine' object has no attribute") as caught:
