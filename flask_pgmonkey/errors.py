@@ -22,7 +22,7 @@ class MissingConfigError(ConfigError, RuntimeError):
 
 
 class EnvInterpolationError(ConfigError):
-    """A ``${VAR}``, ``from_env`` or ``from_file`` reference that cannot be resolved.
+    """A ``${VAR}``, ``from_env``, ``from_file`` or ``from_command`` that cannot be resolved.
 
     The message names the variable or path and the dotted key, never a value.
     """

@@ -38,6 +38,8 @@ _SYNC_NAMES = {
     "async_pool": "pool",
     "async_settings": "sync_settings",
     "connect_kwargs_on_loop": "connect_kwargs",
+    "ask_login_on_loop": "ask_login",
+    "ask_another_login_on_loop": "ask_another_login",
     "async_pool_for": "pool_for",
     "outermost_async_transaction": "outermost_transaction",
     "nested_async_transaction": "nested_transaction",

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic, perf_counter
@@ -21,6 +22,8 @@ from psycopg.rows import tuple_row
 
 from ..config import CONNECTION_TYPES, Config
 from ..connections.connect_errors import notes_of
+from ..connections.server_connection import ServerConnection
+from ..connections.server_connection_async import AsyncServerConnection
 from ..embedded import leave_all
 from ..errors import ConfigError
 from ..manager import PGConnectionManager
@@ -52,6 +55,8 @@ class Row:
     authentication: str | None = None
     connect_ms: float | None = None
     query_ms: float | None = None
+    login_expires: str | None = None
+    """When the login ends, if what gave it says so."""
     pool: PoolSize | None = None
 
 
@@ -271,7 +276,7 @@ def size_to_try(config: Config, connection_type: str) -> PoolSize:
     return PoolSize(settings.min_size, settings.max_size, borrowed)
 
 
-AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
+AnyConnection: TypeAlias = ServerConnection | AsyncServerConnection
 
 SYSTEM_USER_SINCE = 160000
 
@@ -304,7 +309,13 @@ def with_facts(
         authentication=authentication_of(conn, certificate_name, system_user),
         connect_ms=round(1000 * connect_seconds, 2),
         query_ms=round(1000 * query_seconds, 2),
+        login_expires=moment_of(conn.record.login_expiry),
     )
+
+
+def moment_of(expiry: float | None) -> str | None:
+    """Seconds since 1970 as date and time, with the offset of this machine's time zone."""
+    return datetime.fromtimestamp(expiry).astimezone().isoformat(" ", "seconds") if expiry else None
 
 
 def text_of(value: str | bytes | None) -> str | None:
@@ -334,6 +345,8 @@ def print_rows(rows: Sequence[Row], as_json: bool) -> None:
     for row in rows:
         if row.error is not None:
             click.echo(f"{row.bind} {row.type}: {row.error}")
+        elif row.login_expires is not None:
+            click.echo(f"{row.bind} {row.type}: the login ends at {row.login_expires}")
 
 
 HEADERS = ("Bind", "Type", "Result", "Server", "TLS", "Auth", "Connect", "Query", "Pool")

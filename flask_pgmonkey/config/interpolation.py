@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError, EnvInterpolationError
 from .bounds import require_bounded
@@ -14,6 +14,7 @@ from .reading import read_small_file
 from .redaction import is_secret_key
 
 _STRUCTURED = ("from_env", "from_file")
+_OF_COMMAND = ("from_command", "ttl")
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 # Patterns stay text here: few programs need them, and compiling costs at import.
 _TOKEN = (
@@ -38,7 +39,7 @@ def dotted(path: KeyPath) -> str:
         if type(part) is int and 0 <= part < 1_000_000:
             text += f"[{part}]"
             continue
-        hidden = below_secret and part not in _STRUCTURED
+        hidden = below_secret and part not in (*_STRUCTURED, *_OF_COMMAND)
         shown = part if isinstance(part, str) and _is_plain(part) and not hidden else "?"
         text += f".{shown}" if text else shown
         below_secret = below_secret or is_secret_key(part)
@@ -56,6 +57,7 @@ def resolve_env_vars(
 
     ``${VAR}``, ``${VAR:-default}``, ``{from_env: VAR}`` and ``{from_file: path}`` are resolved at
     any depth; ``$${`` is a literal ``${``. A relative path is relative to the current folder.
+    ``{from_command: …}`` stays, with its words resolved: it is asked for each connection.
 
     :param allow_sensitive_defaults: permit defaults for passwords and other secret keys.
     :raises EnvInterpolationError: if a variable is not set and has no default, a file cannot be
@@ -72,6 +74,11 @@ def structured_reference(value: object) -> tuple[str, object] | None:
         if kind in _STRUCTURED:
             return kind, target
     return None
+
+
+def is_command(value: object) -> bool:
+    """Whether *value* is meant as ``{from_command: …}``, right or wrong."""
+    return isinstance(value, Mapping) and "from_command" in value
 
 
 def looks_like_reference(value: object) -> bool:
@@ -92,26 +99,37 @@ def where_relative(file: Path) -> str:
         return ", relative to the current folder, which was removed"
 
 
-class _Part(NamedTuple):
+def unresolved_reference(place: str) -> ConfigError:
+    """The error for a reference where ``resolve_env`` is off."""
+    return ConfigError(
+        f"{place} is a reference; switch on resolve_env (PGMONKEY_RESOLVE_ENV, --resolve-env) to "
+        "resolve it."
+    )
+
+
+class _Part:
     """A piece of text, or the variable that stands in its place."""
 
-    text: str
-    variable: str | None = None
-    default: str | None = None
+    __slots__ = ("default", "text", "variable")
+
+    def __init__(self, text: str, variable: str | None = None, default: str | None = None) -> None:
+        self.text = text
+        self.variable = variable
+        self.default = default
 
 
 class References:
     """How the references of one config are resolved.
 
     :param origin: how errors name the config.
-    :param folder: what a relative ``from_file`` is relative to.
+    :ivar folder: what a relative ``from_file`` is relative to.
     """
 
-    __slots__ = ("_allow_sensitive_defaults", "_folder", "_origin")
+    __slots__ = ("_allow_sensitive_defaults", "_origin", "folder")
 
     def __init__(self, origin: str, folder: Path, allow_sensitive_defaults: bool) -> None:
         self._origin = origin
-        self._folder = folder
+        self.folder = folder
         self._allow_sensitive_defaults = allow_sensitive_defaults
 
     def resolve_mapping(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +195,7 @@ class References:
         name = self._interpolate(target, (*path, "from_file")) if isinstance(target, str) else ""
         if not name or "\0" in name:
             raise self._error(path, "from_file needs the path of a file")
-        return self._folder / name
+        return self.folder / name
 
     def _interpolate(self, text: str, path: KeyPath) -> str:
         if "${" not in text:
@@ -210,8 +228,9 @@ class References:
     def _refuse_sensitive_default(self, variable: str, default: str | None, path: KeyPath) -> None:
         if default is None or self._allow_sensitive_defaults:
             return
-        # The path of a secret is no secret, so it may have a default.
-        if path[-1] != "from_file" and any(is_secret_key(part) for part in path):
+        # The way to a secret is no secret, so it may have a default.
+        is_way = path[-1] == "from_file" or "from_command" in path
+        if not is_way and any(is_secret_key(part) for part in path):
             raise self._error(
                 path,
                 f"a secret key may have no default in the config; set the environment variable "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .interpolation import KeyPath, dotted
 from .libpq import COMPILED_DEFAULTS, ENVIRONMENT_VARIABLES, effective_options
-from .redaction import redacted_value
+from .redaction import REDACTED, redacted_value
 from .validated import Config
 from .values import PSYCOPG_KEYS, uri_options
 
@@ -20,8 +20,8 @@ class ShownValue(NamedTuple):
     :param key: the dotted key.
     :param value: the value in use, redacted if it is a secret.
     :param origin: ``file``, ``mapping``, ``URI``, ``environment NAME``, ``file PATH``,
-        ``service NAME``, ``default`` (ours), ``libpq default``, or ``libpq, with service NAME``
-        where libpq does not tell which of the two it was.
+        ``command``, ``callable``, ``service NAME``, ``default`` (ours), ``libpq default``, or
+        ``libpq, with service NAME`` where libpq does not tell which of the two it was.
     """
 
     key: str
@@ -49,16 +49,21 @@ def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
     section = "connection_settings"
     settings = config.unresolved.settings(section)
     in_uri = uri_options(settings["uri"]) if "uri" in settings else {}
+    if config.unresolved.login is not None:
+        yield (section, "password"), REDACTED, config.unresolved.login.kind
     for name in ("uri", *PSYCOPG_KEYS):
         if name in settings:
             yield (section, name), settings[name].value, _origin(config, (section, name))
-    kwargs = {k: v for k, v in config.connect_kwargs().items() if k not in PSYCOPG_KEYS}
+    kwargs = {k: v for k, v in config.settings_kwargs().items() if k not in PSYCOPG_KEYS}
     effective, _ = effective_options(kwargs)
     environment = {
         keyword: os.environ[variable]
         for keyword, variable in ENVIRONMENT_VARIABLES.items()
         if variable in os.environ
     }
+    if config.unresolved.login is not None:
+        environment.pop("password", None)
+        kwargs.pop("password", None)
     in_use = {**COMPILED_DEFAULTS, **environment, **effective, **kwargs}
     for keyword in sorted(
         keyword for keyword, value in in_use.items() if value or keyword in kwargs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError
 from .bounds import require_bounded
@@ -16,8 +16,10 @@ from .interpolation import (
     is_reference,
     looks_like_reference,
     structured_reference,
+    unresolved_reference,
 )
 from .libpq import URI_SCHEMES
+from .logins import LoginSource, login_source
 from .redaction import is_secret_key
 from .values import PSYCOPG_KEYS, Setting, check_keys
 from .yaml_file import logger, path_of, read_file, type_name, unwrap, warn_if_readable
@@ -28,21 +30,44 @@ _NEVER_WEIGHED = {"dbname", "password", *PSYCOPG_KEYS}
 ConfigSource = str | os.PathLike[str] | Mapping[str, Any]
 
 
-class UnresolvedConfig(NamedTuple):
+class UnresolvedConfig:
     """What stands in a config, and how to resolve its references.
 
     :param kind: ``file``, ``mapping`` or ``URI``.
     :param sections: the sections, without empty values.
     :param references: None where ``resolve_env`` is off.
+    :param login: what gives the password, where that is a callable or a command; it is in none of
+        the *sections*.
     :param is_whole: whether nothing is left out that libpq weighs against the rest.
     """
 
-    origin: str
-    kind: str
-    connection_type: Any
-    sections: dict[str, dict[str, Any]]
-    references: References | None
-    is_whole: bool = True
+    __slots__ = (
+        "connection_type",
+        "is_whole",
+        "kind",
+        "login",
+        "origin",
+        "references",
+        "sections",
+    )
+
+    def __init__(
+        self,
+        origin: str,
+        kind: str,
+        connection_type: Any,
+        sections: dict[str, dict[str, Any]],
+        references: References | None,
+        login: LoginSource | None = None,
+        is_whole: bool = True,
+    ) -> None:
+        self.origin = origin
+        self.kind = kind
+        self.connection_type = connection_type
+        self.sections = sections
+        self.references = references
+        self.login = login
+        self.is_whole = is_whole
 
     def __repr__(self) -> str:
         return f"<UnresolvedConfig from {self.origin}>"
@@ -117,9 +142,13 @@ class UnresolvedConfig(NamedTuple):
         }
         left_out = self.sections["connection_settings"].keys() - sections["connection_settings"]
         is_literal = not is_reference(self.connection_type)
-        return self._replace(
-            connection_type=self.connection_type if is_literal else None,
-            sections=sections,
+        return UnresolvedConfig(
+            self.origin,
+            self.kind,
+            self.connection_type if is_literal else None,
+            sections,
+            self.references,
+            self.login,
             is_whole=left_out <= _NEVER_WEIGHED,
         )
 
@@ -145,10 +174,7 @@ class UnresolvedConfig(NamedTuple):
             resolved = self.references.resolve(value, path)
             return Setting.at(self.origin, path, resolved, hidden=is_reference(value))
         if structured_reference(value) is not None:
-            raise ConfigError(
-                f"{self.origin}: {dotted(path)} is a reference; switch on resolve_env "
-                "(PGMONKEY_RESOLVE_ENV, --resolve-env) to resolve it."
-            )
+            raise unresolved_reference(f"{self.origin}: {dotted(path)}")
         return Setting.at(self.origin, path, value, hidden=False)
 
 
@@ -177,4 +203,9 @@ def read_unresolved(
     content = unwrap(content, origin, stacklevel=4)
     references = References(origin, folder, allow_sensitive_defaults) if resolve_env else None
     sections = check_keys(content, origin)
-    return UnresolvedConfig(origin, kind, content.get("connection_type"), sections, references)
+    settings = sections["connection_settings"]
+    login = login_source(settings.get("password"), origin, references)
+    if login is not None:
+        del settings["password"]
+    type_ = content.get("connection_type")
+    return UnresolvedConfig(origin, kind, type_, sections, references, login)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError
 from .libpq import ENVIRONMENT_VARIABLES, effective_options, uses_tcp
+from .logins import Login
 from .redaction import redacted_value
 from .unresolved import ConfigSource, UnresolvedConfig, read_unresolved
 from .values import (
@@ -45,7 +46,8 @@ class Config:
     :ivar prepared_max: how many prepared statements psycopg keeps on a connection; None is as many
         as it does by itself.
     :ivar key: equal for equal content, wherever it came from, within one process. A secret that
-        is a reference counts as that reference, so its rotation leaves the key as it is.
+        is a reference counts as that reference, so its rotation leaves the key as it is, and what
+        gives a login as itself.
     :ivar target: ``user@host:port/dbname`` for logs, with libpq's defaults filled in.
     :ivar unresolved: what stands in the config, secrets included.
     :ivar find_server: gives the connection settings that lead to a server which may move, or has
@@ -65,24 +67,53 @@ class Config:
     _seen_variables: tuple[tuple[str, str | None], ...]
     find_server: Callable[[], Mapping[str, Any]] | None = None
 
-    def connect_kwargs(self) -> dict[str, Any]:
-        """Fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
-
-        (And without ``prepared_max``, which is an attribute of what it gives.)
-
-        References are resolved anew, so that a rotated secret serves the next connection. Blocks
-        while :attr:`find_server` does.
-
-        :raises EnvInterpolationError: if a reference can no longer be resolved.
-        """
+    def settings_kwargs(self) -> dict[str, Any]:
+        """:meth:`connect_kwargs` without what a callable or a command has to be asked for."""
         found = self.find_server() if self.find_server is not None else {}
         return {**self._defaults, **_connection_settings(self.unresolved).kwargs(), **found}
 
-    async def connect_kwargs_on_loop(self) -> dict[str, Any]:
+    def connect_kwargs(self, login: Login | None = None) -> dict[str, Any]:
+        """Fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
+
+        (And without ``prepared_max``, which is an attribute of what it gives.) References are
+        resolved anew, so that a rotated secret serves the next connection. Blocks while
+        :attr:`find_server`, or what is asked for the login, does.
+
+        :param login: what :meth:`ask_login` gave, if it was asked already.
+        :raises EnvInterpolationError: if a reference can no longer be resolved.
+        """
+        login = login or self.ask_login()
+        return {**self.settings_kwargs(), **(login.kwargs() if login is not None else {})}
+
+    async def connect_kwargs_on_loop(self, login: Login | None = None) -> dict[str, Any]:
         """:meth:`connect_kwargs`, without blocking the running event loop."""
-        if self.find_server is None:
+        if self.find_server is None and self.unresolved.login is None:
             return self.connect_kwargs()
-        return await asyncio.to_thread(self.connect_kwargs)
+        return await asyncio.to_thread(self.connect_kwargs, login)
+
+    def ask_login(self) -> Login | None:
+        """The login for one more connection, where a callable or a command gives it. May block."""
+        source = self.unresolved.login
+        return source.get() if source is not None else None
+
+    async def ask_login_on_loop(self) -> Login | None:
+        """:meth:`ask_login`, without blocking the running event loop."""
+        if self.unresolved.login is None:
+            return None
+        return await asyncio.to_thread(self.ask_login)
+
+    def ask_another_login(self, refused: Login | None) -> Login | None:
+        """A login in place of one that the server refused, if there is another. May block."""
+        source = self.unresolved.login
+        if source is None or refused is None:
+            return None
+        return source.get_another(refused)
+
+    async def ask_another_login_on_loop(self, refused: Login | None) -> Login | None:
+        """:meth:`ask_another_login`, without blocking the running event loop."""
+        if self.unresolved.login is None:
+            return None
+        return await asyncio.to_thread(self.ask_another_login, refused)
 
     def is_current(self) -> bool:
         """Whether the environment variables on which :attr:`key` depends are still the same."""
@@ -150,7 +181,7 @@ def check_config(
     _validated(unresolved.without_references())
 
 
-class ConnectionSettings(NamedTuple):
+class ConnectionSettings:
     """The section ``connection_settings``, resolved and checked.
 
     :param from_uri: the options that ``uri`` gives.
@@ -158,11 +189,21 @@ class ConnectionSettings(NamedTuple):
     :param of_psycopg: what else is given of the arguments of :func:`psycopg.connect`.
     """
 
-    from_uri: dict[str, str]
-    own: dict[str, str]
-    autocommit: bool
-    prepared_max: int | None
-    of_psycopg: dict[str, Any]
+    __slots__ = ("autocommit", "from_uri", "of_psycopg", "own", "prepared_max")
+
+    def __init__(
+        self,
+        from_uri: dict[str, str],
+        own: dict[str, str],
+        autocommit: bool,
+        prepared_max: int | None,
+        of_psycopg: dict[str, Any],
+    ) -> None:
+        self.from_uri = from_uri
+        self.own = own
+        self.autocommit = autocommit
+        self.prepared_max = prepared_max
+        self.of_psycopg = of_psycopg
 
     def __repr__(self) -> str:
         return "<ConnectionSettings>"
@@ -194,6 +235,7 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         connection.autocommit,
         connection.prepared_max,
         connection.of_psycopg,
+        unresolved.login and (unresolved.login.kind, unresolved.login.identity),
         astuple(pool),
         astuple(async_pool),
         _identity(unresolved, "connection_settings", connection.own, connection.from_uri),

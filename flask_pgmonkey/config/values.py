@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from .interpolation import KeyPath, dotted, looks_like_reference
@@ -26,16 +26,19 @@ _SWITCH_WORDS: dict[str | int, bool] = {
 }
 
 
-class Setting(NamedTuple):
+class Setting:
     """One value to check.
 
     :param place: origin and dotted key, for errors.
     :param shown: the end of an error that says what came, as far as that may be shown.
     """
 
-    place: str
-    value: Any
-    shown: str
+    __slots__ = ("place", "shown", "value")
+
+    def __init__(self, place: str, value: Any, shown: str) -> None:
+        self.place = place
+        self.value = value
+        self.shown = shown
 
     def __repr__(self) -> str:
         return f"<Setting {self.place}>"

@@ -24,6 +24,13 @@ _SPOKEN_BY_SERVER_OR_TLS = (
     r"\bFATAL\b|\bSSL\b|certificate|no password supplied|authentication method"
 )
 
+_LOGIN_REFUSED = r'authentication failed|\b28P01\b|wrong password|role ".*" does not exist'
+
+
+def is_login_refused(error: BaseException) -> bool:
+    """Whether the server refused the user or the password, as with SQLSTATE 28P01."""
+    return isinstance(error, psycopg.OperationalError) and _is_found(_LOGIN_REFUSED, error)
+
 
 def can_pass(error: BaseException) -> bool:
     """Whether connecting again later may succeed without anybody changing a setting.

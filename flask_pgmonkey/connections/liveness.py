@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import selectors
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -53,7 +53,8 @@ class Pulse(enum.Enum):
 
 
 def is_connected(conn: Recorded) -> bool:
-    """Whether there is no sign that the server closed the connection. Costs no round trip.
+    """Whether there is no sign that the server closed the connection, and its login is still good.
+    Costs no round trip.
 
     Reads whatever the server sent, until quiet: the FATAL notice of a closed connection stands
     before the end of file. The caller is the only one who uses the connection.
@@ -62,6 +63,8 @@ def is_connected(conn: Recorded) -> bool:
     if pgconn.status != _OK:
         return False
     record = conn.record
+    if record.login_expiry is not None and time() >= record.login_expiry:
+        return False
     try:
         while record.poll_socket(0):
             pgconn.consume_input()

@@ -13,7 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import Any, cast
 from weakref import ref
 
@@ -310,6 +310,14 @@ class Pool(ConnectionPool[ServerConnection]):
             self._nconns_min -= count
         for conn in idle:
             self._close_connection(conn)
+
+    def _set_connection_expiry_date(self, conn: Any) -> None:
+        super()._set_connection_expiry_date(conn)
+        expiry = conn.record.login_expiry
+        if expiry is not None:
+            # Not all at the same moment, and before the login ends rather than after.
+            left = self._jitter(expiry - time(), -0.1, -0.05)
+            conn._expire_at = min(conn._expire_at, monotonic() + left)
 
     def _add_connection(self, attempt: object, growing: bool = False) -> None:
         # Runs in a worker. The connector has done all the trying again.

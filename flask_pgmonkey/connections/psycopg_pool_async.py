@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 from collections.abc import Awaitable, Callable
-from time import monotonic
+from time import monotonic, time
 from typing import Any, cast
 from weakref import ref
 
@@ -295,6 +295,14 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         self._nconns_min -= count
         for conn in idle:
             await self._close_connection(conn)
+
+    def _set_connection_expiry_date(self, conn: Any) -> None:
+        super()._set_connection_expiry_date(conn)
+        expiry = conn.record.login_expiry
+        if expiry is not None:
+            # Not all at the same moment, and before the login ends rather than after.
+            left = self._jitter(expiry - time(), -0.1, -0.05)
+            conn._expire_at = min(conn._expire_at, monotonic() + left)
 
     async def _add_connection(self, attempt: object, growing: bool = False) -> None:
         # As Pool._add_connection; of the loop's tasks, none is suspended while it holds the lock.

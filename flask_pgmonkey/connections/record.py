@@ -54,6 +54,7 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar met_read_only_at: when the server last refused to write because all is read-only there (by
         ``time.monotonic``); 0 if it did not since it was borrowed.
     :ivar plans_changed: its opener's count when its prepared statements were last dropped.
+    :ivar login_expiry: when the login ends with which it was opened, in seconds since 1970.
     :ivar borrower: who has borrowed it, and *stack* from where, if ``leak_threshold`` is on.
     :ivar blocks: the open ``with`` blocks of the psycopg connection itself, innermost last.
     :ivar failed_by: what made the transaction fail that is open, or one before it.
@@ -73,6 +74,7 @@ class ConnectionRecord(Generic[SourceT]):
         "is_handed_out",
         "is_marked",
         "leak_logged",
+        "login_expiry",
         "met_read_only_at",
         "opened_at",
         "opener",
@@ -105,6 +107,7 @@ class ConnectionRecord(Generic[SourceT]):
         self.stack: traceback.StackSummary | None = None
         self.leak_logged: bool = False
         self.shutdown_sqlstate: str | None = None
+        self.login_expiry: float | None = None
         self.failed_by: Exception | None = None
         self.blocks: list[Any] = []
         self.has_prepared: bool = False

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
@@ -16,8 +16,10 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..config import Config
+from ..config.logins import Login
 from . import configuring
 from .cursor import Cursor, ServerCursor
+from .login_attempts import PAUSE, LoginAttempt
 from .query_timeout import (
     LONGEST_SILENCE,
     WAKE_UP_EVERY,
@@ -181,18 +183,14 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         """
         configuring.require_plain(configure)
         config = opener.config
-        conn = cls.connect(
-            **config.connect_kwargs(),
-            autocommit=True,
-            row_factory=row_factory,
-            cursor_factory=Cursor,
-        )
+        conn, login = cls._log_in(config, row_factory)
         try:
             conn.server_cursor_factory = ServerCursor
             conn.query_timeout = config.pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener, configure)
+            conn.record.login_expiry = login.expiry if login is not None else None
             if settings := config.sync_settings:
                 conn._apply(config, settings)
             conn._make_ready()
@@ -206,6 +204,37 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         if configure:
             configuring.run(configure, self)
         self.record.note_ready(self)
+
+    @classmethod
+    def _log_in(
+        cls, config: Config, row_factory: RowFactory[Any] | None
+    ) -> tuple[Self, Login | None]:
+        attempt = LoginAttempt(config)
+        try:
+            while not attempt.may_begin():
+                sleep(PAUSE)
+            login = config.ask_login()
+            conn = None
+            while conn is None:
+                try:
+                    conn = cls.connect(
+                        **config.connect_kwargs(login),
+                        autocommit=True,
+                        row_factory=row_factory,
+                        cursor_factory=Cursor,
+                    )
+                except psycopg.OperationalError as error:
+                    if not attempt.may_ask_again(error):
+                        raise
+                    another = config.ask_another_login(login)
+                    if another is None:
+                        raise
+                    login = another
+        except BaseException as error:
+            attempt.end(error)
+            raise
+        attempt.end()
+        return conn, login
 
     def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from asyncio import sleep
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
@@ -17,8 +18,10 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..config import Config
+from ..config.logins import Login
 from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
+from .login_attempts import PAUSE, LoginAttempt
 from .query_timeout import (
     LONGEST_SILENCE,
     WAKE_UP_EVERY,
@@ -175,18 +178,14 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
     ) -> Self:
         """:meth:`ServerConnection.open`, on the running loop."""
         config = opener.config
-        conn = await cls.connect(
-            **await config.connect_kwargs_on_loop(),
-            autocommit=True,
-            row_factory=row_factory,
-            cursor_factory=AsyncCursor,
-        )
+        conn, login = await cls._log_in(config, row_factory)
         try:
             conn.server_cursor_factory = AsyncServerCursor
             conn.query_timeout = config.async_pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener, configure)
+            conn.record.login_expiry = login.expiry if login is not None else None
             if settings := config.async_settings:
                 await conn._apply(config, settings)
             await conn._make_ready()
@@ -200,6 +199,37 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         if configure:
             await configuring.run_async(configure, self)
         self.record.note_ready(self)
+
+    @classmethod
+    async def _log_in(
+        cls, config: Config, row_factory: AsyncRowFactory[Any] | None
+    ) -> tuple[Self, Login | None]:
+        attempt = LoginAttempt(config)
+        try:
+            while not attempt.may_begin():
+                await sleep(PAUSE)
+            login = await config.ask_login_on_loop()
+            conn = None
+            while conn is None:
+                try:
+                    conn = await cls.connect(
+                        **await config.connect_kwargs_on_loop(login),
+                        autocommit=True,
+                        row_factory=row_factory,
+                        cursor_factory=AsyncCursor,
+                    )
+                except psycopg.OperationalError as error:
+                    if not attempt.may_ask_again(error):
+                        raise
+                    another = await config.ask_another_login_on_loop(login)
+                    if another is None:
+                        raise
+                    login = another
+        except BaseException as error:
+            attempt.end(error)
+            raise
+        attempt.end()
+        return conn, login
 
     async def _apply(self, config: Config, settings: Mapping[str, str]) -> None:
         try:

@@ -140,6 +140,16 @@ def test_the_password_of_the_environment_is_listed(
     assert shown["connection_settings.password"] == ("***REDACTED***", "environment PGPASSWORD")
 
 
+def test_a_command_is_shown_and_not_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text("connection_settings: {password: {from_command: [no-such, hunter2]}}")
+    monkeypatch.setenv("PGPASSWORD", "hunter2")
+    result = show("--config", path, "--resolve-env", "--json")
+    shown = origins_of(result)
+    assert shown["connection_settings.password"] == ("***REDACTED***", "command")
+    assert result.stdout.count('"connection_settings.password"') == 1
+    assert "hunter2" not in result.output
+
+
 def test_the_table_has_a_line_for_each_value(path: Path) -> None:
     path.write_text("pool_settings: {check_on_checkout: true}")
     lines = [line.split() for line in show("--config", path).stdout.splitlines()]

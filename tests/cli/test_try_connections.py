@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -154,6 +155,35 @@ def test_a_hook_that_is_a_coroutine_function_fails_the_sync_types_and_says_what_
     for sync in ("normal", "pool"):
         assert rows[sync]["error"].startswith("configure, app.configure, is a coroutine function")
         assert "give a plain function" in rows[sync]["error"]
+
+
+def test_the_end_of_a_login_is_shown(
+    run: Run, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    login = {"password": private_server.password, "expiry": "2099-01-31T12:00:00Z"}
+    command = {"from_command": ["echo", json.dumps(login)], "ttl": 60}
+    config = write(tmp_path, private_server.settings(password=command))
+
+    shown = run("test", "--config", config, "--resolve-env", "--type", "pool", "--json")
+    table = run("test", "--config", config, "--resolve-env", "--type", "async")
+
+    assert shown.exit_code == table.exit_code == 0
+    expires = datetime.fromisoformat(rows_of(shown.stdout)["pool"]["login_expires"])
+    assert expires == datetime(2099, 1, 31, 12, tzinfo=timezone.utc)
+    assert f"async: the login ends at {expires}" in table.stdout
+    assert private_server.password not in shown.output + table.output
+
+
+def test_a_command_that_fails_is_an_error_of_each_type(
+    run: Run, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    config = write(tmp_path, private_server.settings(password={"from_command": ["false"]}))
+
+    shown = run("test", "--config", config, "--resolve-env", "--json")
+
+    assert shown.exit_code == 1
+    for row in rows_of(shown.stdout).values():
+        assert "password.from_command: the command ended with exit code 1" in row["error"]
 
 
 def test_a_hook_that_changes_the_form_of_rows_changes_nothing_that_is_shown(

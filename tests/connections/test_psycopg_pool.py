@@ -28,7 +28,7 @@ NAMES_OF_PSYCOPG_POOL = {
     "_close_connection", "_closed", "_connect", "_get_ready_connection", "_growing", "_lock",
     "_maybe_grow_pool", "_min_size", "_nconns", "_nconns_min", "_pool", "_return_connection",
     "_sched_runner", "_set_connection_expiry_date", "_shrink_pool", "_signal_stop_worker",
-    "_stats", "_waiting", "_workers",
+    "_stats", "_waiting", "_workers", "_jitter",
 }  # fmt: skip
 
 

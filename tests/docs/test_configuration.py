@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,10 @@ def test_yaml_examples_are_configs(
     password = tmp_path / "password"
     password.write_text("something long\n")
     password.chmod(0o600)
+    aws = tmp_path / "aws"
+    aws.write_text("#!/bin/sh\ncat password\n")
+    aws.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     file = tmp_path / "database.yaml"
     file.write_text(example.replace("/run/secrets/shop_db_password", "password"))
     file.chmod(0o600)
