@@ -128,7 +128,8 @@ class _LoopThread:
     """A daemon thread that runs an event loop until the process exits."""
 
     def __init__(self) -> None:
-        self.loop = _Loop()
+        # It outlives the request that happens to need it first.
+        self.loop = contextvars.Context().run(_Loop)
         self._is_ending = False
         self._jobs: set[Job[Any]] = set()
         self._thread = threading.Thread(

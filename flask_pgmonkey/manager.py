@@ -59,8 +59,9 @@ class PGConnectionManager:
     What is open at exit is closed, within 5 seconds in all.
 
     :param configure: called with every new psycopg connection, and again after each reset of its
-        session, for type adapters and the like; for async types it may return an awaitable. It must
-        leave no transaction open.
+        session, for type adapters and the like; for async types it may return an awaitable. It runs
+        in an empty context (:mod:`contextvars`), so without an app, and must leave no transaction
+        open.
     :param row_factory: how connections make rows; tuples without it.
     :param describe_borrower: names who borrows from a pool, for the log lines of
         ``leak_threshold``.

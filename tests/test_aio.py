@@ -659,3 +659,28 @@ def test_async_views_complain_of_nothing_in_a_process_of_their_own(config: dict[
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.splitlines() == ["[1, 1, 1]"] * 5
+
+
+def test_an_app_that_is_gone_is_not_kept_by_the_loop_that_it_started(
+    config: dict[str, Any],
+) -> None:
+    program = """
+        import gc, weakref
+        from flask import Flask
+        from flask_pgmonkey import PGMonkey
+
+        app = Flask("gone")
+        db = PGMonkey(app, config=config)
+
+        @app.get("/")
+        async def view():
+            return str(await db.aio.fetch_value("SELECT 1"))
+
+        assert app.test_client().get("/").text == "1"
+        gone = weakref.ref(app)
+        del app, db, view
+        gc.collect()
+        print(gone() is None)
+    """
+    ended = run_program(program, config)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")

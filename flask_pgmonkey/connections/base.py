@@ -36,7 +36,8 @@ class ConnectionObject(ABC, Generic[StateT]):
 
     :param config: which server, which settings.
     :param configure: called with every new psycopg connection, and again after each reset of its
-        session; the async types await what it returns, if that is awaitable.
+        session, in an empty context (:mod:`contextvars`), so without an app; the async types await
+        what it returns, if that is awaitable.
     :param row_factory: how the connections make rows; tuples without it.
     :param describe_borrower: names who is borrowing from a pool in the log lines of
         ``leak_threshold``.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import sys
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -26,12 +28,13 @@ def require_plain(configure: Configure | None) -> None:
 
 
 def run(configure: Configure, conn: AnyConnection) -> None:
-    """Call *configure* with a new sync connection.
+    """Call *configure* with a new sync connection, in an empty context: the workers of a pool have
+    none either.
 
     :raises ConfigError: if it gives something to await.
     """
     try:
-        done = configure(conn)
+        done = Context().run(configure, conn)
     except Exception as error:
         _note(error, configure)
         raise
@@ -44,12 +47,13 @@ def run(configure: Configure, conn: AnyConnection) -> None:
 
 async def run_async(configure: Configure, conn: AnyConnection) -> None:
     """:func:`run` with a new async connection; awaits what *configure* gives, if it can."""
+    context = Context()
     is_awaited = False
     try:
-        done = configure(conn)
+        done = context.run(configure, conn)
         if inspect.isawaitable(done):
             is_awaited = True
-            await done
+            await context.run(asyncio.ensure_future, done)
     except Exception as error:
         _note(error, configure, "" if is_awaited else _AWAIT)
         raise

@@ -16,6 +16,8 @@ import sys
 import threading
 from collections.abc import Collection, Iterable
 from contextlib import suppress
+from contextvars import Context
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -46,7 +48,10 @@ class _Keeper:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.kept: list[EndsWithLoop] = []
-        self.task = loop.create_task(self._wait_for_the_end(), name="flask_pgmonkey-loop-keeper")
+        # It outlives whoever opens something, and what that has in its context.
+        self.task = Context().run(
+            partial(loop.create_task, self._wait_for_the_end(), name="flask_pgmonkey-loop-keeper")
+        )
         self._thread = threading.current_thread()
 
     async def _wait_for_the_end(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Collection
 from contextlib import AsyncExitStack
+from contextvars import Context
 from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         state.borrowed.log_leaks()
         loop = asyncio.get_running_loop()
         state.leak_watch = loop.call_later(
-            self._settings.leak_threshold / 2, self._watch_leaks, state
+            self._settings.leak_threshold / 2, self._watch_leaks, state, context=Context()
         )
 
     async def _open_connection(self) -> AsyncServerConnection:

@@ -13,6 +13,7 @@ import math
 import os
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from time import monotonic, time
 from typing import Any, cast
 from weakref import ref
@@ -142,6 +143,10 @@ class Pool(ConnectionPool[ServerConnection]):
         self.open()
         with self._lock:
             self._nconns += 1
+
+    def _start_workers(self) -> None:
+        # They outlive whoever opens the pool, and what that has in its context.
+        Context().run(super()._start_workers)
 
     def take(self, deadline: float, now: float) -> ServerConnection:
         """An idle connection, or the next that comes free or is opened. Not checked.

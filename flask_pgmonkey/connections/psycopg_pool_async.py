@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from time import monotonic, time
 from typing import Any, cast
 from weakref import ref
@@ -158,6 +159,10 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         self._nconns = max(0, self._min_size - 1)
         await self.open()
         self._nconns += 1
+
+    def _start_workers(self) -> None:
+        # They outlive whoever opens the pool, and what that has in its context.
+        Context().run(super()._start_workers)
 
     async def take(self, deadline: float, now: float) -> AsyncServerConnection:
         """:meth:`Pool.take`, on the running loop."""

@@ -13,6 +13,7 @@ from contextlib import (  # noqa: F401 (what the sync bodies use)
     contextmanager,
     suppress,
 )
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
@@ -34,6 +35,7 @@ from .every_type import AsyncCase, errors, sync_and_async, within
 __all__ = ["CONNECTION_TYPES"]
 
 TABLE = "CREATE TABLE notes (note text)"
+of_a_request: ContextVar[str] = ContextVar("of_a_request")
 NOTES = "SELECT note FROM notes ORDER BY note"
 
 
@@ -406,6 +408,22 @@ async def test_configure_runs_on_every_new_connection_and_once(case: AsyncCase) 
     case.terminate()
     async with connection as conn:
         assert configured[1:] == [conn]
+
+
+@sync_and_async
+async def test_configure_sees_no_context_of_whoever_needs_the_connection(case: AsyncCase) -> None:
+    def configure(conn: Any) -> Any:
+        seen.append(of_a_request.get(None))
+        return case.sleep(0)
+
+    seen: list[Any] = []
+    reset_token = of_a_request.set("a request")
+    connection = await case.open(pool={"min_size": 2}, configure=configure)
+    async with connection as conn:
+        await conn.execute("SET work_mem = '9MB'")  # so that configure runs again
+    of_a_request.reset(reset_token)
+    await case.wait_for_sessions(2 if case.is_pool else 1)
+    assert seen == [None] * len(seen)
 
 
 @sync_and_async

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from typing import Any
+from weakref import ref
 
 import pytest
 from psycopg.pq import TransactionStatus
@@ -127,6 +130,28 @@ async def test_configure_may_be_awaitable(case: AsyncCase) -> None:
     pool = await case.open(configure=configure)
     async with pool as conn:
         assert await case.value(conn, "SHOW application_name") == "configured"
+
+
+@sync_and_async
+async def test_an_open_pool_keeps_nothing_of_the_context_that_opened_it(case: AsyncCase) -> None:
+    class Request:
+        pass
+
+    current: ContextVar[Request] = ContextVar("current")
+    pool = case.make(pool={"leak_threshold": 60})
+
+    async def handle_request() -> ref[Request]:
+        request = Request()
+        current.set(request)
+        async with pool as conn:
+            await conn.execute("SELECT 1")
+        return ref(request)
+
+    request = await asyncio.create_task(handle_request())
+    await asyncio.sleep(0)  # the loop lets go of the task
+    gc.collect()
+    assert request() is None
+    await pool.disconnect()
 
 
 @sync_and_async
