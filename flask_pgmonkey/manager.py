@@ -26,7 +26,7 @@ AsyncConnection: TypeAlias = "AsyncNormalConnection | AsyncPoolConnection"
 ConfigPath: TypeAlias = "str | os.PathLike[str]"
 ConnectionType: TypeAlias = Literal["normal", "pool", "async", "async_pool"]
 K = TypeVar("K")
-V = TypeVar("V")
+V = TypeVar("V", bound="SyncConnection | AsyncConnection")
 _Key: TypeAlias = tuple[str, str]
 _KeyOnLoop: TypeAlias = "tuple[str, str, asyncio.AbstractEventLoop]"
 
@@ -373,7 +373,7 @@ class PGConnectionManager:
         on_loops = self._caches.here().on_loops
         for key in list(on_loops):
             if loops.is_over(key[2]):
-                on_loops.pop(key, None)
+                _take(on_loops, key)
 
     def _read_file(
         self, path: ConfigPath, resolve_env: bool, allow_sensitive_defaults: bool
@@ -406,9 +406,17 @@ class PGConnectionManager:
 def _take_all(cached: dict[K, V]) -> Iterator[tuple[K, V]]:
     # One after the other: what a caller that is cancelled did not close, it did not forget.
     for key in list(cached):
-        taken = cached.pop(key, None)
+        taken = _take(cached, key)
         if taken is not None:
             yield key, taken
+
+
+def _take(cached: dict[K, V], key: K) -> V | None:
+    """What is *cached*, taken out. If it opens again, it comes back or gives way to another one."""
+    taken = cached.pop(key, None)
+    if taken is not None:
+        taken.let_go(partial(cached.setdefault, key))
+    return taken
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -367,6 +367,60 @@ def test_clearing_the_cache_leaves_the_block_of_a_busy_loop_alone(
 # Many loops
 
 
+def test_a_loop_that_ends_after_a_disconnect_that_raced_a_reopening(
+    use: Using,
+    manager: PGConnectionManager,
+    config: Config,
+    connection_type: Any,
+    sessions: Sessions,
+) -> None:
+    async def main() -> None:
+        # A worker is still connecting, and the disconnect waits for it.
+        connection: Any = await manager.get_database_connection_from_dict(config, connection_type)
+        closing = asyncio.create_task(connection.disconnect())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        async with connection as conn:
+            await conn.execute("SELECT 1")
+        await closing
+        kept.append(connection)
+        loop.stop()
+
+    kept: list[Any] = []
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(main())
+    loop.run_forever()
+    assert task.done()
+    assert sessions.count() > 0
+    loop.close()
+
+    async def another() -> None:
+        await use()
+
+    asyncio.run(another())
+    sessions.wait_until_gone()
+
+
+def test_a_loop_that_is_closed_while_a_block_outlives_its_disconnect(
+    use: Using, sessions: Sessions
+) -> None:
+    async def main() -> None:
+        connection = await use()
+        async with connection as conn:
+            await connection.disconnect()
+            await conn.execute("SELECT 1")
+            loop.stop()
+            await asyncio.sleep(60)
+
+    loop = asyncio.new_event_loop()
+    left = loop.create_task(main())
+    loop.run_forever()
+    loop.close()
+    asyncio.run(use())
+    sessions.wait_until_gone()
+    left._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
 def test_a_hundred_loops_after_each_other(use: Using, sessions: Sessions) -> None:
     for _ in range(100):
         asyncio.run(use())

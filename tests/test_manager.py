@@ -434,6 +434,55 @@ async def test_clearing_waits_for_no_borrower(case: AsyncCase, config_file: Path
     await case.wait_for_sessions(0)
 
 
+@sync_and_async
+async def test_who_waits_while_the_cache_is_cleared_leaves_nothing_forgotten_open(
+    case: AsyncCase, config_file: Path
+) -> None:
+    config = yaml.safe_load(config_file.read_text())
+    config["pool_settings"] = config["async_pool_settings"] = {"max_size": 1, "timeout": 30}
+    manager = PGConnectionManager()
+    kind = case.connection_type
+
+    async def query(n: int) -> Any:
+        connection = await manager.get_database_connection_from_dict(config, kind)
+        async with connection as conn:
+            await case.sleep(0.02)
+            return await case.value(conn, "SELECT %s::int", n)
+
+    for _ in range(5):
+        working = [case.start(query, n) for n in range(6)]
+        await case.sleep(0.03)
+        await manager.clear_cache_async()
+        working += [case.start(query, n) for n in range(6, 9)]
+        assert [await case.outcome(one) for one in working] == [*range(9)]
+    assert manager.cache_info["size"] == 1
+    await case.wait_for_sessions(1)
+    await manager.clear_cache_async()
+    await case.wait_for_sessions(0)
+
+
+@sync_and_async
+async def test_an_object_that_is_used_after_clearing_is_in_the_cache_again(
+    case: AsyncCase, config_file: Path
+) -> None:
+    manager = PGConnectionManager()
+    kind = case.connection_type
+    first = await manager.get_database_connection(config_file, kind)
+    await manager.clear_cache_async()
+    async with first as conn:
+        assert await case.value(conn, "SELECT 1") == 1
+    assert await manager.get_database_connection(config_file, kind) is first
+    await manager.clear_cache_async()
+    second = await manager.get_database_connection(config_file, kind)
+    await first.connect()
+    async with first as conn:
+        pid = await case.value(conn, "SELECT pg_backend_pid()")
+    async with second as conn:
+        assert await case.value(conn, "SELECT pg_backend_pid()") == pid
+    case.assert_sessions(1)
+    await manager.clear_cache_async()
+
+
 def test_clearing_that_is_cancelled_forgets_nothing_that_is_open(
     async_case: AsyncCase, config_file: Path
 ) -> None:

@@ -58,6 +58,7 @@ class ConnectionObject(ABC, Generic[StateT]):
         self._configure = configure
         self._row_factory = row_factory
         self._successor: Self | None = None
+        self._take_in: Callable[[Any], Any] | None = None
         # Nothing in there refers to this object, so that it needs no garbage collector to go.
         self._states: PerProcess[StateT] = PerProcess(
             partial(self._new_state, config, describe_borrower)
@@ -74,6 +75,23 @@ class ConnectionObject(ABC, Generic[StateT]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.target} {self._describe_state()}>"
+
+    def let_go(self, take_in: Callable[[Any], Any]) -> None:
+        """Its keeper forgets it.
+
+        If it is to open again, for somebody who has waited or has kept it, *take_in* is called with
+        it first, and gives what serves in its place: itself or another.
+        """
+        self._take_in = take_in
+
+    def _is_replaced(self) -> bool:
+        """Whether a successor has to open in its place. To be asked before it opens again."""
+        take_in, self._take_in = self._take_in, None
+        if take_in is not None and self._successor is None:
+            serving = take_in(self)
+            if serving is not self:
+                self._successor = serving
+        return self._successor is not None
 
     # Successors: once there is one, this object lends no more
 

@@ -108,7 +108,11 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
         :raises psycopg.OperationalError: at once, with the server's words, where that fails.
         """
         newest = self._newest()
-        newest._open(newest._states.here())
+        state = newest._states.here()
+        if state.conn is None and newest._is_replaced():
+            newest.connect()
+            return
+        newest._open(state)
 
     def disconnect(self) -> None:
         """Close the connection; one that is in use closes at the end of its block. The next block
@@ -176,7 +180,8 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
         deadline = monotonic() + timeout
         while True:
             owner = self._newest()
-            turn = _Turn(owner, owner._states.here())
+            state = owner._states.here()
+            turn = _Turn(owner, state)
             try:
                 if owner._has_turn(turn, deadline, timeout):
                     return owner._begin_block(turn, deadline, timeout)
@@ -201,6 +206,10 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
                 return False
             if line[0] is not turn:
                 raise self._timed_out(line[0], turn, timeout)
+            if turn.state.conn is None and self._is_replaced():
+                line.remove(turn)
+                free.notify_all()
+                return False
             turn.began_at = monotonic()
             return True
 

@@ -116,7 +116,11 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         :raises RuntimeError: on another loop than the object's own.
         """
         newest = self._newest()
-        await newest._open(newest._state_on_own_loop())
+        state = newest._state_on_own_loop()
+        if state.conn is None and newest._is_replaced():
+            await newest.connect()
+            return
+        await newest._open(state)
 
     async def disconnect(self) -> None:
         """Close the connection; one that is in use closes at the end of its block. The next block
@@ -125,7 +129,11 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         conn, state.conn = state.conn, None
         if conn is not None and not state.line:
             await conn.close()
-        if state.loop is not None:
+        self._leave_loop(state)
+
+    def _leave_loop(self, state: _NormalState) -> None:
+        """Let the loop's end no more care for this object, unless something of it is open."""
+        if state.conn is None and not state.line and state.loop is not None:
             release_from_loop(self, state.loop)
 
     async def retire(self, successor: Self) -> None:
@@ -209,7 +217,8 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         deadline = monotonic() + timeout
         while True:
             owner = self._newest()
-            turn = _Turn(owner, owner._state_on_own_loop())
+            state = owner._state_on_own_loop()
+            turn = _Turn(owner, state)
             try:
                 if await owner._has_turn(turn, deadline, timeout):
                     return await owner._begin_block(turn, deadline, timeout)
@@ -231,6 +240,11 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
             return False
         if line[0] is not turn:
             raise self._timed_out(line[0], turn, timeout)
+        if turn.state.conn is None and self._is_replaced():
+            line.remove(turn)
+            for waiting in line:
+                waiting.come_and_see()
+            return False
         turn.began_at = monotonic()
         return True
 
@@ -252,6 +266,8 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
             line.remove(turn)
         if line:
             line[0].come_and_see()
+        else:
+            self._leave_loop(turn.state)
 
     async def _begin_block(self, turn: _Turn, deadline: float, timeout: float) -> _TurnBlock:
         conn = await self._live_connection(turn.state, deadline, timeout)

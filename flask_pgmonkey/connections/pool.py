@@ -77,6 +77,9 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         """
         newest = self._newest()
         state = newest._states.here()
+        if state.pool is None and newest._is_replaced():
+            newest.connect()
+            return
         pool = newest._open_pool(state)
         failure = pool.connector.failures.error
         if failure is not None and pool.is_empty() and not state.borrowed:
@@ -173,7 +176,11 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         state = self._states[os.getpid()]
         pulse = Pulse.ALIVE
         while True:
-            pool = state.pool or self._open_pool(state, deadline)
+            pool = state.pool
+            if pool is None:
+                if self._is_replaced():
+                    return self._newest().borrow(deadline - monotonic(), autocommit)
+                pool = self._open_pool(state, deadline)
             try:
                 conn = pool.take(deadline, now)
             except PoolClosed:

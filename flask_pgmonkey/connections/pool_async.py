@@ -82,6 +82,9 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         """
         newest = self._newest()
         state = newest._state_on_own_loop()
+        if state.pool is None and newest._is_replaced():
+            await newest.connect()
+            return
         pool = await newest._open_pool(state)
         failure = pool.connector.failures.error
         if failure is not None and pool.is_empty() and not state.borrowed:
@@ -106,7 +109,12 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         if state.leak_watch is not None:
             state.leak_watch.cancel()
         await pool.close_by(deadline)
-        release_from_loop(self, state.loop)
+        self._leave_loop(state)
+
+    def _leave_loop(self, state: _PoolState) -> None:
+        """Let the loop's end no more care for this object, unless something of it is open."""
+        if state.pool is None and not state.borrowed and state.loop is not None:
+            release_from_loop(self, state.loop)
 
     def finish(self) -> None:
         """Close where no loop runs any more that could do it."""
@@ -202,7 +210,11 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         state = self._state_on_own_loop()
         pulse = Pulse.ALIVE
         while True:
-            pool = state.pool or await self._open_pool(state, deadline)
+            pool = state.pool
+            if pool is None:
+                if self._is_replaced():
+                    return await self._newest().borrow(deadline - monotonic(), autocommit)
+                pool = await self._open_pool(state, deadline)
             try:
                 conn = await pool.take(deadline, now)
             except PoolClosed:
@@ -257,7 +269,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         if record.source is not self:
             await record.source.release(conn)  # lent by a successor of this one
             return
-        if not self._states[pid].borrowed.take_back(conn):
+        state = self._states[pid]
+        if not state.borrowed.take_back(conn):
             raise ValueError(f"{conn!r} is not borrowed, or was given back already")
         pool: AsyncPool = conn._pool
         is_reusable = False
@@ -273,6 +286,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                 if conn.broken or conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
                     pool.suspect_idle()
                 await pool.discard(conn)
+            if state.pool is not pool:
+                self._leave_loop(state)
 
     async def _make_reusable(self, conn: AsyncServerConnection) -> bool:
         """Undo what the borrower left; False if the connection is of no use any more."""

@@ -759,6 +759,26 @@ async def test_disconnect_closes_and_the_next_block_opens_again(case: AsyncCase)
 
 
 @sync_and_async
+async def test_a_disconnect_that_races_an_opening_leaves_something_that_can_be_closed(
+    case: AsyncCase,
+) -> None:
+    connection = case.make(pool={"max_size": 2, "timeout": 20})
+
+    async def use(_: int) -> None:
+        async with connection as conn:
+            assert await case.value(conn, "SELECT 1") == 1
+
+    async def close(_: int) -> None:
+        await connection.disconnect()
+
+    for _ in range(20):
+        outcomes = await case.together(lambda n: (use, close)[n % 2](n), range(8))
+        assert outcomes == [None] * 8
+    await connection.disconnect()
+    await case.wait_for_sessions(0)
+
+
+@sync_and_async
 async def test_disconnect_inside_a_block_closes_at_its_end(case: AsyncCase) -> None:
     case.run_on_server(TABLE)
     connection = await case.open()
