@@ -58,11 +58,12 @@ class Connector:
         tries_for_all = False
         try:
             while True:
+                began_at = monotonic()
                 try:
                     conn = self._open()
                 except Exception as error:
                     self.failures.note(error)
-                    if not self._may_pass(error):
+                    if not self._may_pass(error, began_at):
                         raise
                     tries_for_all = tries_for_all or self._trying_again.acquire(blocking=False)
                     if not (tries_for_all and self._is_wanted(give_up_at)):
@@ -77,12 +78,15 @@ class Connector:
             if tries_for_all:
                 self._trying_again.release()
 
-    def _may_pass(self, error: Exception) -> bool:
-        """Whether to try again; otherwise those who wait are told of *error*."""
+    def _may_pass(self, error: Exception, began_at: float) -> bool:
+        """Whether to try again; otherwise those who waited when the attempt began hear of *error*.
+
+        For the others there may be another password by now.
+        """
         pool = self.pool()
         if pool is None or not can_pass(error):
             if pool is not None:
-                pool.fail_waiting(error)
+                pool.fail_waiting(error, lambda waiter: waiter.joined_at <= began_at)
             return False
         return True
 
@@ -104,11 +108,12 @@ class Connector:
 class _Waiter(WaitingClient[ServerConnection]):
     """A place in the line of a :class:`Pool`."""
 
-    __slots__ = ("deadline",)
+    __slots__ = ("deadline", "joined_at")
 
     def __init__(self, deadline: float) -> None:
         super().__init__()
         self.deadline = deadline
+        self.joined_at: float = monotonic()
 
 
 class Pool(ConnectionPool[ServerConnection]):
@@ -190,7 +195,8 @@ class Pool(ConnectionPool[ServerConnection]):
         """Let others hear at once what somebody heard who waited in vain for the usual time."""
         if self.connector.failures.make_known(error):
             logger.warning("%s cannot be reached: %s", self.name, error)
-        self.fail_waiting(error, before=monotonic() + self.timeout)
+        latest = monotonic() + self.timeout
+        self.fail_waiting(error, lambda waiter: waiter.deadline <= latest)
 
     def _wait(self, waiter: _Waiter, deadline: float) -> ServerConnection:
         start = monotonic()
@@ -270,13 +276,10 @@ class Pool(ConnectionPool[ServerConnection]):
         """Whether somebody waits for a connection."""
         return bool(self._waiting)
 
-    def fail_waiting(self, error: Exception, before: float = math.inf) -> None:
-        """Let all who wait have *error* now.
-
-        :param before: only those whose deadline is before (by ``time.monotonic``).
-        """
+    def fail_waiting(self, error: Exception, is_meant: Callable[[_Waiter], bool]) -> None:
+        """Let those who wait and are meant have *error* now."""
         with self._lock:
-            waiting = [one for one in self._waiting if cast("_Waiter", one).deadline <= before]
+            waiting = [one for one in self._waiting if is_meant(cast("_Waiter", one))]
             for waiter in waiting:
                 self._waiting.remove(waiter)
         for waiter in waiting:

@@ -51,11 +51,12 @@ class AsyncConnector:
         tries_for_all = False
         try:
             while True:
+                began_at = monotonic()
                 try:
                     conn = await self._open()
                 except Exception as error:
                     self.failures.note(error)
-                    if not await self._may_pass(error):
+                    if not await self._may_pass(error, began_at):
                         raise
                     tries_for_all = tries_for_all or self._trying_again.acquire(blocking=False)
                     if not (tries_for_all and self._is_wanted(give_up_at)):
@@ -69,12 +70,15 @@ class AsyncConnector:
             if tries_for_all:
                 self._trying_again.release()
 
-    async def _may_pass(self, error: Exception) -> bool:
-        """Whether to try again; otherwise those who wait are told of *error*."""
+    async def _may_pass(self, error: Exception, began_at: float) -> bool:
+        """Whether to try again; otherwise those who waited when the attempt began hear of *error*.
+
+        For the others there may be another password by now.
+        """
         pool = self.pool()
         if pool is None or pool.closed or not can_pass(error):
             if pool is not None:
-                await pool.fail_waiting(error)
+                await pool.fail_waiting(error, lambda waiter: waiter.joined_at <= began_at)
             return False
         return True
 
@@ -102,6 +106,7 @@ class _FutureWaiter(WaitingClient[AsyncServerConnection]):
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
+        self.joined_at: float = monotonic()
         self._loop = asyncio.get_running_loop()
         self._served: asyncio.Future[AsyncServerConnection] = self._loop.create_future()
 
@@ -200,7 +205,8 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         """Let others hear at once what somebody heard who waited in vain for the usual time."""
         if self.connector.failures.make_known(error):
             logger.warning("%s cannot be reached: %s", self.name, error)
-        await self.fail_waiting(error, before=monotonic() + self.timeout)
+        latest = monotonic() + self.timeout
+        await self.fail_waiting(error, lambda waiter: waiter.deadline <= latest)
 
     async def _wait(self, waiter: _FutureWaiter, deadline: float) -> AsyncServerConnection:
         start = monotonic()
@@ -265,9 +271,11 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         """Whether somebody waits for a connection."""
         return bool(self._waiting)
 
-    async def fail_waiting(self, error: Exception, before: float = math.inf) -> None:
+    async def fail_waiting(
+        self, error: Exception, is_meant: Callable[[_FutureWaiter], bool]
+    ) -> None:
         """:meth:`Pool.fail_waiting`, on the running loop."""
-        waiting = [one for one in self._waiting if cast("_FutureWaiter", one).deadline <= before]
+        waiting = [one for one in self._waiting if is_meant(cast("_FutureWaiter", one))]
         for waiter in waiting:
             self._waiting.remove(waiter)
         for waiter in waiting:

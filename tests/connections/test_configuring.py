@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -101,3 +102,5 @@ def test_a_configure_that_does_not_await_is_told_that_it_could(config_file: Path
     with pytest.raises(AttributeError, match="'coroutine' object has no attribute") as caught:
         open_and_close(config_file, "async", register)
     assert "have it return an awaitable" in notes_of(caught.value)[0]
+    del caught
+    gc.collect()  # here, where Python may complain of the coroutine
