@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
+import pytest
 
 from flask_pgmonkey.connections import borrowed_connections
 
@@ -18,12 +19,16 @@ REQUESTS = 1000
 
 
 def test_requests_that_raise_cost_no_connection_and_no_row(
-    make_site: MakeSite, admin: psycopg.Connection[Any], items: Callable[[], list[int]]
+    make_site: MakeSite,
+    admin: psycopg.Connection[Any],
+    items: Callable[[], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     site = make_site(pool_settings={"min_size": 4, "max_size": 4})
     app, db = site.app, site.db
     app.testing = False
-    app.logger.disabled = True  # it would log a traceback for each request that raises
+    # It would log a traceback for each request that raises; other tests have the same logger.
+    monkeypatch.setattr(app.logger, "disabled", True)
 
     @app.post("/raise-in-transaction/<int:number>")
     def raise_in_transaction(number: int) -> str:
