@@ -129,7 +129,7 @@ class References:
 
     def __init__(self, origin: str, folder: Path, allow_sensitive_defaults: bool) -> None:
         self._origin = origin
-        self.folder = folder
+        self.folder: Path = folder
         self._allow_sensitive_defaults = allow_sensitive_defaults
 
     def resolve_mapping(self, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,9 +27,9 @@ class Login:
     __slots__ = ("expiry", "password", "user")
 
     def __init__(self, password: str, user: str | None = None, expiry: float | None = None) -> None:
-        self.password = password
-        self.user = user
-        self.expiry = expiry
+        self.password: str = password
+        self.user: str | None = user
+        self.expiry: float | None = expiry
 
     def __repr__(self) -> str:
         return "<Login>"

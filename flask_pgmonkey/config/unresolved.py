@@ -61,13 +61,13 @@ class UnresolvedConfig:
         login: LoginSource | None = None,
         is_whole: bool = True,
     ) -> None:
-        self.origin = origin
-        self.kind = kind
-        self.connection_type = connection_type
-        self.sections = sections
-        self.references = references
-        self.login = login
-        self.is_whole = is_whole
+        self.origin: str = origin
+        self.kind: str = kind
+        self.connection_type: Any = connection_type
+        self.sections: dict[str, dict[str, Any]] = sections
+        self.references: References | None = references
+        self.login: LoginSource | None = login
+        self.is_whole: bool = is_whole
 
     def __repr__(self) -> str:
         return f"<UnresolvedConfig from {self.origin}>"

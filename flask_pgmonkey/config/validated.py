@@ -199,11 +199,11 @@ class ConnectionSettings:
         prepared_max: int | None,
         of_psycopg: dict[str, Any],
     ) -> None:
-        self.from_uri = from_uri
-        self.own = own
-        self.autocommit = autocommit
-        self.prepared_max = prepared_max
-        self.of_psycopg = of_psycopg
+        self.from_uri: dict[str, str] = from_uri
+        self.own: dict[str, str] = own
+        self.autocommit: bool = autocommit
+        self.prepared_max: int | None = prepared_max
+        self.of_psycopg: dict[str, Any] = of_psycopg
 
     def __repr__(self) -> str:
         return "<ConnectionSettings>"

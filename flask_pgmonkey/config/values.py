@@ -36,9 +36,9 @@ class Setting:
     __slots__ = ("place", "shown", "value")
 
     def __init__(self, place: str, value: Any, shown: str) -> None:
-        self.place = place
-        self.value = value
-        self.shown = shown
+        self.place: str = place
+        self.value: Any = value
+        self.shown: str = shown
 
     def __repr__(self) -> str:
         return f"<Setting {self.place}>"

@@ -19,7 +19,7 @@ class NotedAdapters(AdaptersMap):
 
     def __init__(self, template: AdaptersMap, registered: list[None]) -> None:
         super().__init__(template)
-        self.types = _NotedTypes(template.types, registered)
+        self.types: TypesRegistry = _NotedTypes(template.types, registered)
         self._registered = registered
 
     def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
