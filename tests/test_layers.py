@@ -84,3 +84,17 @@ def test_nothing_from_database_down_imports_flask(file: Path) -> None:
         if name.partition(".")[0] in FLASK
     ]
     assert not flask, f"{file} imports Flask: {flask}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Wherever the import stands: in a function, or for type checkers alone."""
+    modules = {module_of(file) for file in FILES}
+    imports: dict[str, set[str]] = {}
+    for file in FILES:
+        names = {name.removeprefix(f"{PACKAGE}.") for _, name in imported_names(file)}
+        found = {n if n in modules else n.rpartition(".")[0] for n in names} & modules
+        imports[module_of(file)] = found - {module_of(file)}
+    while free := {module for module, targets in imports.items() if not targets & imports.keys()}:
+        for module in free:
+            del imports[module]
+    assert not imports, f"these import each other in a circle: {imports}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, EnvInterpolationError
-from .logins import Login
+from .login import Login
 from .values import Setting, text
 from .yaml_file import type_name
 

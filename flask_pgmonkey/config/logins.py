@@ -11,34 +11,12 @@ from typing import Any
 from ..errors import ConfigError
 from ..per_process import PerProcess
 from .interpolation import KeyPath, References, dotted, unresolved_reference
+from .login import Login
 from .values import Setting, seconds, text
 
 # A login that expires is asked for anew when this part of its time is over: connections that are
 # opened shortly before its end would not be worth their while.
 _CACHED_PART_OF_LIFE = 0.8
-
-
-class Login:
-    """What a source gave.
-
-    :param expiry: when it ends, in seconds since 1970; None for never.
-    """
-
-    __slots__ = ("expiry", "password", "user")
-
-    def __init__(self, password: str, user: str | None = None, expiry: float | None = None) -> None:
-        self.password: str = password
-        self.user: str | None = user
-        self.expiry: float | None = expiry
-
-    def __repr__(self) -> str:
-        return "<Login>"
-
-    def kwargs(self) -> dict[str, str]:
-        """The arguments for psycopg."""
-        if self.user is None:
-            return {"password": self.password}
-        return {"user": self.user, "password": self.password}
 
 
 class _Cache:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .libpq import ENVIRONMENT_VARIABLES, effective_options, uses_tcp
-from .logins import Login
+from .login import Login
 from .redaction import redacted_value
 from .unresolved import ConfigSource, UnresolvedConfig, read_unresolved
 from .values import (

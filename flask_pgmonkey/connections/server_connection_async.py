@@ -18,7 +18,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ..config import Config
-from ..config.logins import Login
+from ..config.login import Login
 from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
 from .login_attempts import PAUSE, LoginAttempt
