@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import sys
 from collections.abc import Coroutine
@@ -47,13 +46,12 @@ def run(configure: Configure, conn: AnyConnection) -> None:
 
 async def run_async(configure: Configure, conn: AnyConnection) -> None:
     """:func:`run` with a new async connection; awaits what *configure* gives, if it can."""
-    context = Context()
     is_awaited = False
     try:
-        done = context.run(configure, conn)
+        done = Context().run(configure, conn)
         if inspect.isawaitable(done):
             is_awaited = True
-            await context.run(asyncio.ensure_future, done)
+            await done  # not in another task, which the opening would not know for its own
     except Exception as error:
         _note(error, configure, "" if is_awaited else _AWAIT)
         raise
