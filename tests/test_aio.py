@@ -464,10 +464,14 @@ def test_a_transaction_cancelled_in_its_body_rolls_back(
             else:
                 await asyncio.sleep(60)
 
+    # Before it runs, a query cannot be cancelled: the server hears of that too early.
+    async def when_it_runs() -> None:
+        await asyncio.to_thread(observer.wait_for, 1, "query LIKE 'SELECT pg_sleep%%'")
+
     async def work() -> None:
-        for nap in ("on the server", "here"):
-            inserted.clear()
-            await cancelled(transact(nap), inserted.wait)
+        await cancelled(transact("on the server"), when_it_runs)
+        inserted.clear()
+        await cancelled(transact("here"), inserted.wait)
 
     inserted = asyncio.Event()
     asyncio.run(work())
