@@ -16,6 +16,7 @@ import pytest
 from psycopg_pool import PoolTimeout
 
 from flask_pgmonkey import AsyncDatabase, PGConnectionManager
+from flask_pgmonkey.connections import loops
 
 from .programs import run_program
 from .proxy import Proxy
@@ -418,7 +419,7 @@ def test_a_loop_that_is_closed_while_a_block_outlives_its_disconnect(
     loop.close()
     asyncio.run(use())
     sessions.wait_until_gone()
-    left._log_destroy_pending = False  # type: ignore[attr-defined]
+    loops.drop_task(left)
 
 
 def test_a_hundred_loops_after_each_other(use: Using, sessions: Sessions) -> None:

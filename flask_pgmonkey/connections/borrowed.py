@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from psycopg_pool import PoolTimeout, TooManyRequests
 
@@ -51,13 +51,14 @@ class BorrowedConnections:
         self._usual_timeout = settings.timeout
         self._leak_threshold = settings.leak_threshold
         self._describe_borrower = describe_borrower
-        self._borrowed: dict[int, ServerConnection | AsyncServerConnection] = {}
+        # Weak: what an interrupted borrower has lost is out no more.
+        self._borrowed: dict[int, ref[ServerConnection | AsyncServerConnection]] = {}
         self._died_at = 0.0
         self._idle_discarded_at = 0.0
         _all.add(self)
 
     def __len__(self) -> int:
-        return len(self._borrowed)
+        return len(self.all_borrowed())
 
     def lend(self, conn: ServerConnection | AsyncServerConnection, now: float) -> None:
         """Note that *conn* leaves the pool."""
@@ -67,11 +68,12 @@ class BorrowedConnections:
             record.borrower = self._describe_borrower() if self._describe_borrower else ""
             record.stack = _stack_of_borrower()
         record.borrowed_at = now
-        self._borrowed[id(conn)] = conn
+        self._borrowed[id(conn)] = ref(conn)
 
     def take_back(self, conn: ServerConnection | AsyncServerConnection) -> bool:
         """Note that *conn* comes back; False if it is not out."""
-        if self._borrowed.pop(id(conn), None) is None:
+        lent = self._borrowed.pop(id(conn), None)
+        if lent is None or lent() is not conn:
             return False
         record = conn.record
         if record.leak_logged:
@@ -92,7 +94,7 @@ class BorrowedConnections:
     def log_leaks(self) -> None:
         """Log each connection that has been out for longer than ``leak_threshold``, once."""
         now = monotonic()
-        for conn in list(self._borrowed.values()):
+        for conn in self.all_borrowed():
             record = conn.record
             held = now - record.borrowed_at
             if held < self._leak_threshold or record.leak_logged or record.stack is None:
@@ -184,14 +186,15 @@ class BorrowedConnections:
 
     def all_borrowed(self) -> list[ServerConnection | AsyncServerConnection]:
         """The connections that are out."""
-        return list(self._borrowed.values())
+        lent = [each() for each in list(self._borrowed.values())]
+        return [conn for conn in lent if conn is not None]
 
     def describe(self) -> list[str]:
         """A line for each borrowed connection."""
         now = monotonic()
         return [
             f"{self._target}, for {seconds(now - c.record.borrowed_at)}{_by(c.record)}"
-            for c in list(self._borrowed.values())
+            for c in self.all_borrowed()
             if not c.is_inherited
         ]
 

@@ -343,7 +343,7 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
                 if self._make_reusable(conn):
                     conn.record.released_at = monotonic()
                     return
-            except Exception as error:  # whatever 'configure' raises as well
+            except psycopg.Error as error:
                 logger.warning("Closing the connection to %s: %s", self.config.target, error)
         conn.close()
         if conn is state.conn:

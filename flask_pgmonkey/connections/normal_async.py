@@ -379,7 +379,7 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
                 if await self._make_reusable(conn):
                     conn.record.released_at = monotonic()
                     return
-            except Exception as error:  # whatever 'configure' raises as well
+            except psycopg.Error as error:
                 logger.warning("Closing the connection to %s: %s", self.config.target, error)
         await conn.close()
         if conn is state.conn:

@@ -157,7 +157,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
     ) -> ServerConnection:
         """A live psycopg connection that is the caller's until :meth:`release`.
 
-        Prefer a block, or :meth:`connection`: what is borrowed here must be released.
+        Prefer a block, or :meth:`connection`: what is borrowed here must be released. If it is
+        dropped instead, it closes.
 
         :param timeout: seconds to wait at most; the config's ``timeout`` without it. Who opens
             the pool waits for its first attempt as long as ``connect_timeout`` says.
@@ -195,7 +196,10 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                 )
                 if is_outage:
                     pool.make_outage_known(error)
-                raise error from error.__cause__
+                try:
+                    raise error from error.__cause__
+                finally:
+                    del error  # with it this frame would keep itself alive, and all around it
             record = conn.record
             try:
                 now = monotonic()
@@ -241,7 +245,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         is_reusable = False
         try:
             is_reusable = self._make_reusable(conn)
-        except Exception as error:  # whatever 'configure' raises as well
+        except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
             record.released_at = now = monotonic()

@@ -190,7 +190,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
     ) -> AsyncServerConnection:
         """A live psycopg connection that is the caller's until :meth:`release`.
 
-        Prefer a block, or :meth:`connection`: what is borrowed here must be released.
+        Prefer a block, or :meth:`connection`: what is borrowed here must be released. If it is
+        dropped instead, it closes.
 
         :param timeout: seconds to wait at most; the config's ``timeout`` without it. Who opens
             the pool waits for its first attempt as long as ``connect_timeout`` says.
@@ -229,7 +230,10 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                 )
                 if is_outage:
                     await pool.make_outage_known(error)
-                raise error from error.__cause__
+                try:
+                    raise error from error.__cause__
+                finally:
+                    del error  # with it this frame would keep itself alive, and all around it
             record = conn.record
             try:
                 now = monotonic()
@@ -276,7 +280,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         is_reusable = False
         try:
             is_reusable = await self._make_reusable(conn)
-        except Exception as error:  # whatever 'configure' raises as well
+        except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
             record.released_at = now = monotonic()

@@ -1,8 +1,8 @@
 """psycopg_pool's ConnectionPool, with what web apps need beyond it.
 
 Five things differ: how long and how often a failing connection is tried again, who hears of the
-failure, that no interrupted waiter stays in the line, that all unused connections close after
-``max_idle``, and that closing waits for nobody.
+failure, that no exception raised by a signal handler costs anything for good, that all unused
+connections close after ``max_idle``, and that closing waits for nobody.
 Only this file and its twin touch psycopg_pool's underscored names, and a test pins them.
 """
 
@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import queue
 import threading
 from collections.abc import Callable
 from contextvars import Context
 from time import monotonic, time
 from typing import Any, cast
-from weakref import ref
+from weakref import WeakSet, ref
 
-from psycopg_pool import ConnectionPool, PoolClosed
-from psycopg_pool.pool import AddConnection, WaitingClient
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool.pool import MaintenanceTask, Schedule, ShrinkPool, WaitingClient
 
 from ..config import PoolSettings
 from .connect_errors import Failures, can_pass, copy_for_waiter, exit_in_configure, with_notes
@@ -29,6 +30,9 @@ logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 0.2
+
+# How often those who wait look whether something was left undone.
+WAKE_UP_EVERY = 0.5
 
 
 class Connector:
@@ -106,14 +110,62 @@ class Connector:
 
 
 class _Waiter(WaitingClient[ServerConnection]):
-    """A place in the line of a :class:`Pool`."""
+    """A place in the line of a :class:`Pool`.
 
-    __slots__ = ("deadline", "joined_at")
+    psycopg_pool's own stands on a Condition. An exception that a signal handler raises while that
+    is entered leaves it locked for good, and with it whoever serves the line. Here nothing takes
+    more than one call into C.
+    """
+
+    __slots__ = ("_outcome", "_waited_for", "deadline", "joined_at")
 
     def __init__(self, deadline: float) -> None:
-        super().__init__()
         self.deadline = deadline
         self.joined_at: float = monotonic()
+        # The first to say something has said it: a connection, an error, or None who gives up.
+        self._outcome: dict[str, ServerConnection | Exception | None] = {}
+        self._waited_for = threading.Lock()
+        self._waited_for.acquire()
+
+    def is_served(self, timeout: float) -> bool:
+        """Whether there is an outcome, waiting for it *timeout* seconds at most."""
+        self._waited_for.acquire(timeout=max(0.0, timeout))
+        return bool(self._outcome)
+
+    def result(self) -> ServerConnection:
+        """What was set; raises what it failed with."""
+        outcome = self._outcome[""]
+        if not isinstance(outcome, Exception):
+            return cast("ServerConnection", outcome)
+        self._outcome[""] = None
+        try:
+            raise outcome
+        finally:
+            del outcome
+
+    def set(self, conn: ServerConnection) -> bool:
+        return self._settle(conn)
+
+    def fail(self, error: Exception) -> bool:
+        return self._settle(error)
+
+    def _settle(self, outcome: ServerConnection | Exception) -> bool:
+        if self._outcome.setdefault("", outcome) is not outcome:
+            return False
+        self._waited_for.release()
+        return True
+
+    def withdraw(self) -> ServerConnection | None:
+        """Leave the line; gives the connection that came at the same moment."""
+        outcome = self._outcome.setdefault("", None)
+        return outcome if isinstance(outcome, ServerConnection) else None
+
+
+class _Attempt(MaintenanceTask):
+    """Opens a connection in a worker, and counts as one as long as it is under way."""
+
+    def _run(self, pool: ConnectionPool[Any]) -> None:
+        cast("Pool", pool).open_another(self)
 
 
 class Pool(ConnectionPool[ServerConnection]):
@@ -123,6 +175,11 @@ class Pool(ConnectionPool[ServerConnection]):
         self._pid = os.getpid()
         self.connector = connector
         self._given_back_at = 0.0
+        # Both weak: who counts is there. No interruption can lose count of one that is not.
+        self._counted: WeakSet[ServerConnection] = WeakSet()
+        self._attempts: WeakSet[_Attempt] = WeakSet()
+        # The attempt that is for who waits: one at a time.
+        self._grows: Callable[[], _Attempt | None] = lambda: None
         super().__init__(
             connection_class=cast("type[ServerConnection]", connector),
             open=False,
@@ -139,19 +196,32 @@ class Pool(ConnectionPool[ServerConnection]):
     def open_with(self, first: ServerConnection | None) -> None:
         """Open the pool with a connection in it, if there is one; the workers open those that
         ``min_size`` lacks."""
-        if first is None:
-            self.open()
-            return
-        self._set_connection_expiry_date(first)
-        self._pool.append(first)
-        self._nconns = max(0, self._min_size - 1)
+        if first is not None:
+            self._set_connection_expiry_date(first)
+            self._counted.add(first)
+            self._pool.append(first)
         self.open()
-        with self._lock:
-            self._nconns += 1
+
+    @property
+    def _nconns(self) -> int:
+        """How many connections there are: idle, out or about to be opened."""
+        return len(self._counted) + len(self._attempts)
+
+    @_nconns.setter
+    def _nconns(self, count: int) -> None:
+        """What psycopg_pool counts by hand at its start."""
 
     def _start_workers(self) -> None:
         # They outlive whoever opens the pool, and what that has in its context.
+        # A Queue has Conditions, as psycopg_pool's waiters have. Looked up here, since gevent may
+        # have replaced it after this module was imported.
+        self._tasks = cast("Any", queue.SimpleQueue())
         Context().run(super()._start_workers)
+
+    def _start_initial_tasks(self) -> None:
+        while self._nconns < self._min_size:
+            self._start_attempt()
+        self.run_task(Schedule(self, ShrinkPool(self), self.max_idle))
 
     def take(self, deadline: float, now: float) -> ServerConnection:
         """An idle connection, or the next that comes free or is opened. Not checked.
@@ -174,7 +244,7 @@ class Pool(ConnectionPool[ServerConnection]):
                 self._add_to_pool(self._pool.popleft())
             if not self.connector.is_trying_again:
                 self._maybe_grow_pool()
-        conn = self._wait(waiter, deadline)
+        conn = self._wait(waiter)
         conn._pool = self
         return conn
 
@@ -189,7 +259,10 @@ class Pool(ConnectionPool[ServerConnection]):
             if error is not None:
                 if not self.connector.is_trying_again:
                     self._maybe_grow_pool()
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error
 
     def make_outage_known(self, error: Exception) -> None:
         """Let others hear at once what somebody heard who waited in vain for the usual time."""
@@ -198,11 +271,15 @@ class Pool(ConnectionPool[ServerConnection]):
         latest = monotonic() + self.timeout
         self.fail_waiting(error, lambda waiter: waiter.deadline <= latest)
 
-    def _wait(self, waiter: _Waiter, deadline: float) -> ServerConnection:
+    def _wait(self, waiter: _Waiter) -> ServerConnection:
         start = monotonic()
         self._stats[self._REQUESTS_QUEUED] += 1
         try:
-            return waiter.wait(deadline - start)
+            while not waiter.is_served(min(WAKE_UP_EVERY, waiter.deadline - monotonic())):
+                if monotonic() >= waiter.deadline:
+                    raise PoolTimeout("the deadline has passed")
+                self._look_after(waiter)
+            return waiter.result()
         except BaseException:
             # SystemExit, KeyboardInterrupt and gevent's Timeout too: a waiter that stayed in the
             # line would swallow the next connection, and count for max_waiting until then.
@@ -210,19 +287,39 @@ class Pool(ConnectionPool[ServerConnection]):
             with self._lock:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
-            if not waiter.fail(PoolClosed("the wait was interrupted")) and waiter.conn:
-                self._return_connection(waiter.conn, from_getconn=True)
+            if (conn := waiter.withdraw()) is not None:
+                self._add_to_pool(conn)
             raise
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
 
+    def _look_after(self, waiter: _Waiter) -> None:
+        """Do for *waiter* what whoever was to do it may have left undone, or not known of."""
+        with self._lock:
+            if self._closed:
+                waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+                return
+            if waiter not in self._waiting:
+                self._waiting.appendleft(waiter)
+            if self._pool:
+                self._add_to_pool(self._pool.popleft())
+            if not self.connector.is_trying_again:
+                self._maybe_grow_pool()
+
     def give_back(self, conn: ServerConnection, now: float) -> None:
         """Take back an idle connection: psycopg_pool's putconn without what is checked already."""
         self._given_back_at = now
-        if conn._expire_at <= now:
-            self._return_connection(conn, from_getconn=False)
-        else:
+        if conn._expire_at > now:
             self._add_to_pool(conn)
+        else:
+            self._replace(conn)
+
+    def _replace(self, conn: ServerConnection) -> None:
+        with self._lock:
+            self._counted.discard(conn)
+            if not self._closed:
+                self._start_attempt()
+        self._close_connection(conn)
 
     def discard(self, conn: ServerConnection) -> None:
         """Close a connection that was taken; opens another only where one is needed."""
@@ -230,13 +327,13 @@ class Pool(ConnectionPool[ServerConnection]):
         conn.close()
         self._stats[self._CONNECTIONS_LOST] += 1
         with self._lock:
-            self._forget(1)
+            self._forget(conn)
 
     def forget(self, conn: ServerConnection) -> None:
         """Count no more with a connection that was taken and will not come back."""
         conn._pool = None
         with self._lock:
-            self._forget(1)
+            self._forget(conn)
 
     def discard_idle(self, opened_before: float = math.inf) -> None:
         """Close idle connections; opens others only where they are needed.
@@ -248,7 +345,7 @@ class Pool(ConnectionPool[ServerConnection]):
             for conn in idle:
                 self._pool.remove(conn)
             self._nconns_min = 0
-            self._forget(len(idle))
+            self._forget(*idle)
         for conn in idle:
             self._close_connection(conn)
 
@@ -258,15 +355,26 @@ class Pool(ConnectionPool[ServerConnection]):
             for conn in self._pool:
                 conn.record.released_at = -math.inf
 
-    def _forget(self, count: int) -> None:
-        self._nconns -= count
+    def _forget(self, *conns: ServerConnection) -> None:
+        for conn in conns:
+            self._counted.discard(conn)
         if self._closed:
             return
         while self._nconns < self._min_size:
-            self._nconns += 1
-            self.run_task(AddConnection(self))
+            self._start_attempt()
         if self._waiting:
             self._maybe_grow_pool()
+
+    def _maybe_grow_pool(self) -> None:
+        growing = self._grows()
+        if self._nconns < self._max_size and (growing is None or growing not in self._attempts):
+            self._grows = ref(self._start_attempt())
+
+    def _start_attempt(self) -> _Attempt:
+        attempt = _Attempt(self)
+        self._attempts.add(attempt)
+        self.run_task(attempt)
+        return attempt
 
     def is_empty(self) -> bool:
         """Whether no connection lies idle."""
@@ -314,7 +422,8 @@ class Pool(ConnectionPool[ServerConnection]):
             unused, self._nconns_min = self._nconns_min, len(self._pool)
             count = max(0, min(unused, len(self._pool), self._nconns - self._min_size))
             idle = [self._pool.popleft() for _ in range(count)]
-            self._nconns -= count
+            for conn in idle:
+                self._counted.discard(conn)
             self._nconns_min -= count
         for conn in idle:
             self._close_connection(conn)
@@ -327,20 +436,21 @@ class Pool(ConnectionPool[ServerConnection]):
             left = self._jitter(expiry - time(), -0.1, -0.05)
             conn._expire_at = min(conn._expire_at, monotonic() + left)
 
-    def _add_connection(self, attempt: object, growing: bool = False) -> None:
-        # Runs in a worker. The connector has done all the trying again.
+    def open_another(self, attempt: _Attempt) -> None:
+        """Open a connection; runs in a worker. The connector has done all the trying again."""
         try:
             conn = self._connect()
         except Exception as error:
             logger.warning("Could not connect to %s: %s", self.name, with_notes(error))
             with self._lock:
-                self._nconns -= 1
-                self._growing = self._growing and not growing
+                self._attempts.discard(attempt)
                 if self._waiting and not self.connector.is_trying_again:  # since the last attempt
                     self._maybe_grow_pool()
             return
+        with self._lock:
+            self._counted.add(conn)
+            self._attempts.discard(attempt)
         self._add_to_pool(conn)
         with self._lock:
-            self._growing = self._growing and not growing
             if self._nconns < self._min_size or self._waiting:
                 self._maybe_grow_pool()

@@ -10,15 +10,15 @@ from collections.abc import Awaitable, Callable
 from contextvars import Context
 from time import monotonic, time
 from typing import Any, cast
-from weakref import ref
+from weakref import WeakSet, ref
 
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
-from psycopg_pool.pool_async import AddConnection, WaitingClient
+from psycopg_pool.pool_async import MaintenanceTask, Schedule, ShrinkPool, WaitingClient
 
 from ..config import PoolSettings
 from .connect_errors import Failures, can_pass, copy_for_waiter, exit_in_configure, with_notes
 from .loops import drop_task, with_inner_tasks
-from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE
+from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE, WAKE_UP_EVERY
 from .server_connection_async import AsyncServerConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -107,15 +107,18 @@ class _FutureWaiter(WaitingClient[AsyncServerConnection]):
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.joined_at: float = monotonic()
-        self._loop = asyncio.get_running_loop()
-        self._served: asyncio.Future[AsyncServerConnection] = self._loop.create_future()
+        self._served: asyncio.Future[AsyncServerConnection] = (
+            asyncio.get_running_loop().create_future()
+        )
 
-    async def wait(self, timeout: float) -> AsyncServerConnection:
-        timer = self._loop.call_later(timeout, self._expire)
-        try:
-            return await self._served
-        finally:
-            timer.cancel()
+    async def is_served(self, timeout: float) -> bool:
+        """Whether there is an outcome, waiting for it *timeout* seconds at most."""
+        await asyncio.wait([self._served], timeout=max(0.0, timeout))
+        return self._served.done()
+
+    def result(self) -> AsyncServerConnection:
+        """What was set; raises what it failed with."""
+        return self._served.result()
 
     async def set(self, conn: AsyncServerConnection) -> bool:
         if self._served.done():
@@ -135,9 +138,12 @@ class _FutureWaiter(WaitingClient[AsyncServerConnection]):
             return None
         return self._served.result()
 
-    def _expire(self) -> None:
-        if not self._served.done():
-            self._served.set_exception(PoolTimeout("the deadline has passed"))
+
+class _Attempt(MaintenanceTask):
+    """Opens a connection in a worker; see the one of ``psycopg_pool.py``."""
+
+    async def _run(self, pool: AsyncConnectionPool[Any]) -> None:
+        await cast("AsyncPool", pool).open_another(self)
 
 
 class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
@@ -146,6 +152,11 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
     def __init__(self, connector: AsyncConnector, settings: PoolSettings, name: str):
         self.connector = connector
         self._given_back_at = 0.0
+        # Both weak: who counts is there. No interruption can lose count of one that is not.
+        self._counted: WeakSet[AsyncServerConnection] = WeakSet()
+        self._attempts: WeakSet[_Attempt] = WeakSet()
+        # The attempt that is for who waits: one at a time.
+        self._grows: Callable[[], _Attempt | None] = lambda: None
         super().__init__(
             connection_class=cast("type[AsyncServerConnection]", connector),
             open=False,
@@ -156,18 +167,29 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
 
     async def open_with(self, first: AsyncServerConnection | None) -> None:
         """:meth:`Pool.open_with`, on the running loop."""
-        if first is None:
-            await self.open()
-            return
-        self._set_connection_expiry_date(first)
-        self._pool.append(first)
-        self._nconns = max(0, self._min_size - 1)
+        if first is not None:
+            self._set_connection_expiry_date(first)
+            self._counted.add(first)
+            self._pool.append(first)
         await self.open()
-        self._nconns += 1
+
+    @property
+    def _nconns(self) -> int:
+        """How many connections there are: idle, out or about to be opened."""
+        return len(self._counted) + len(self._attempts)
+
+    @_nconns.setter
+    def _nconns(self, count: int) -> None:
+        """What psycopg_pool counts by hand at its start."""
 
     def _start_workers(self) -> None:
         # They outlive whoever opens the pool, and what that has in its context.
         Context().run(super()._start_workers)
+
+    def _start_initial_tasks(self) -> None:
+        while self._nconns < self._min_size:
+            self._start_attempt()
+        self.run_task(Schedule(self, ShrinkPool(self), self.max_idle))
 
     async def take(self, deadline: float, now: float) -> AsyncServerConnection:
         """:meth:`Pool.take`, on the running loop."""
@@ -184,7 +206,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             self._waiting.append(waiter)
             if not self.connector.is_trying_again:
                 self._maybe_grow_pool()
-        conn = await self._wait(waiter, deadline)
+        conn = await self._wait(waiter)
         conn._pool = self
         return conn
 
@@ -199,7 +221,10 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             if error is not None:
                 if not self.connector.is_trying_again:
                     self._maybe_grow_pool()
-                raise error
+                try:
+                    raise error
+                finally:
+                    del error
 
     async def make_outage_known(self, error: Exception) -> None:
         """Let others hear at once what somebody heard who waited in vain for the usual time."""
@@ -208,35 +233,57 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         latest = monotonic() + self.timeout
         await self.fail_waiting(error, lambda waiter: waiter.deadline <= latest)
 
-    async def _wait(self, waiter: _FutureWaiter, deadline: float) -> AsyncServerConnection:
+    async def _wait(self, waiter: _FutureWaiter) -> AsyncServerConnection:
         start = monotonic()
         self._stats[self._REQUESTS_QUEUED] += 1
         try:
-            return await waiter.wait(deadline - start)
+            while not await waiter.is_served(min(WAKE_UP_EVERY, waiter.deadline - monotonic())):
+                if monotonic() >= waiter.deadline:
+                    raise PoolTimeout("the deadline has passed")
+                await self._look_after(waiter)
+            return waiter.result()
         except BaseException:
             self._stats[self._REQUESTS_ERRORS] += 1
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
             if (conn := waiter.withdraw()) is not None:
-                await self._return_connection(conn, from_getconn=True)
+                await self._add_to_pool(conn)
             raise
         finally:
             self._stats[self._REQUESTS_WAIT_MS] += int(1000.0 * (monotonic() - start))
 
+    async def _look_after(self, waiter: _FutureWaiter) -> None:
+        """Do for *waiter* what whoever was to do it may have left undone, or not known of."""
+        if self._closed:
+            await waiter.fail(PoolClosed(f"the pool {self.name!r} is closed"))
+            return
+        if waiter not in self._waiting:
+            self._waiting.appendleft(waiter)
+        if self._pool:
+            await self._add_to_pool(self._pool.popleft())
+        if not self.connector.is_trying_again:
+            self._maybe_grow_pool()
+
     async def give_back(self, conn: AsyncServerConnection, now: float) -> None:
         """:meth:`Pool.give_back`, on the running loop."""
         self._given_back_at = now
-        if conn._expire_at <= now:
-            await self._return_connection(conn, from_getconn=False)
-        else:
+        if conn._expire_at > now:
             await self._add_to_pool(conn)
+        else:
+            await self._replace(conn)
+
+    async def _replace(self, conn: AsyncServerConnection) -> None:
+        self._counted.discard(conn)
+        if not self._closed:
+            self._start_attempt()
+        await self._close_connection(conn)
 
     async def discard(self, conn: AsyncServerConnection) -> None:
         """:meth:`Pool.discard`, on the running loop."""
         conn._pool = None
         await conn.close()
         self._stats[self._CONNECTIONS_LOST] += 1
-        self._forget(1)
+        self._forget(conn)
 
     async def discard_idle(self, opened_before: float = math.inf) -> None:
         """:meth:`Pool.discard_idle`, on the running loop."""
@@ -244,7 +291,7 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         for conn in idle:
             self._pool.remove(conn)
         self._nconns_min = 0
-        self._forget(len(idle))
+        self._forget(*idle)
         for conn in idle:
             await self._close_connection(conn)
 
@@ -253,15 +300,26 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         for conn in self._pool:
             conn.record.released_at = -math.inf
 
-    def _forget(self, count: int) -> None:
-        self._nconns -= count
+    def _forget(self, *conns: AsyncServerConnection) -> None:
+        for conn in conns:
+            self._counted.discard(conn)
         if self._closed:
             return
         while self._nconns < self._min_size:
-            self._nconns += 1
-            self.run_task(AddConnection(self))
+            self._start_attempt()
         if self._waiting:
             self._maybe_grow_pool()
+
+    def _maybe_grow_pool(self) -> None:
+        growing = self._grows()
+        if self._nconns < self._max_size and (growing is None or growing not in self._attempts):
+            self._grows = ref(self._start_attempt())
+
+    def _start_attempt(self) -> _Attempt:
+        attempt = _Attempt(self)
+        self._attempts.add(attempt)
+        self.run_task(attempt)
+        return attempt
 
     def is_empty(self) -> bool:
         """Whether no connection lies idle."""
@@ -304,7 +362,8 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
         unused, self._nconns_min = self._nconns_min, len(self._pool)
         count = max(0, min(unused, len(self._pool), self._nconns - self._min_size))
         idle = [self._pool.popleft() for _ in range(count)]
-        self._nconns -= count
+        for conn in idle:
+            self._counted.discard(conn)
         self._nconns_min -= count
         for conn in idle:
             await self._close_connection(conn)
@@ -317,13 +376,13 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             left = self._jitter(expiry - time(), -0.1, -0.05)
             conn._expire_at = min(conn._expire_at, monotonic() + left)
 
-    async def _add_connection(self, attempt: object, growing: bool = False) -> None:
-        # As Pool._add_connection; of the loop's tasks, none is suspended while it holds the lock.
+    async def open_another(self, attempt: _Attempt) -> None:
+        """As :meth:`Pool.open_another`; of the loop's tasks, none is suspended while it holds the
+        lock."""
         try:
             conn = await self._connect()
         except (Exception, asyncio.CancelledError) as error:
-            self._nconns -= 1
-            self._growing = self._growing and not growing
+            self._attempts.discard(attempt)
             if isinstance(error, asyncio.CancelledError):
                 # The worker would log it and go on.
                 cast("asyncio.Task[Any]", asyncio.current_task()).cancel()
@@ -332,8 +391,9 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
             if self._waiting and not self.connector.is_trying_again:  # since the last attempt
                 self._maybe_grow_pool()
             return
+        self._counted.add(conn)
+        self._attempts.discard(attempt)
         await self._add_to_pool(conn)
-        self._growing = self._growing and not growing
         if self._nconns < self._min_size or self._waiting:
             self._maybe_grow_pool()
 

@@ -280,7 +280,13 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         record.has_prepared = False
         if record.configure:
             record.forget_configure(self)
-        self._make_ready()
+        try:
+            self._make_ready()
+        except psycopg.Error:
+            raise
+        except Exception as error:
+            # Whoever gives the connection back has nothing to do with it.
+            raise psycopg.ProgrammingError(f"configure, after a reset: {error!r}") from error
 
     def was_demoted(self) -> bool:
         """Whether the server became read-only although one that takes writes was demanded.

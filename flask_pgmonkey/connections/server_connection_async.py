@@ -274,7 +274,13 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         record.has_prepared = False
         if record.configure:
             record.forget_configure(self)
-        await self._make_ready()
+        try:
+            await self._make_ready()
+        except psycopg.Error:
+            raise
+        except Exception as error:
+            # Whoever gives the connection back has nothing to do with it.
+            raise psycopg.ProgrammingError(f"configure, after a reset: {error!r}") from error
 
     async def was_demoted(self) -> bool:
         """:meth:`ServerConnection.was_demoted`, on the running loop."""

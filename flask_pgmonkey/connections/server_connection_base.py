@@ -79,15 +79,16 @@ class BaseServerConnection(BaseConnection[Any]):
 
     query_timeout: float = 0.0
     record: ConnectionRecord[Any]
+    owner_pid: int = 0  # until it is made
     _adapters: AdaptersMap | None
-    _pool: Any  # psycopg_pool's name for the pool that lends it
+    # psycopg_pool's name for the pool that lends it. Without it psycopg would warn when one is
+    # dropped with its owner, or half made.
+    _pool: Any = None
 
     def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
         self.owner_pid: int = os.getpid()
         self.registered: list[None] = []
-        # As for every pooled connection: psycopg would warn when it is dropped with its owner.
-        self._pool = None
 
     @property
     def is_inherited(self) -> bool:

@@ -10,15 +10,19 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic, TypeVar, cast
+from weakref import ref
 
 from .connect_errors import copy_for_waiter
 
 T = TypeVar("T")
 
+_LOOK_EVERY = 0.5
+
 
 class _Attempt:
-    def __init__(self, done: Any, caller: object) -> None:
+    def __init__(self, done: Any, caller: object, run: Callable[[], object] = object) -> None:
         self.done = done
+        self.run = run  # gives None when that is over
         self.caller = caller
         self.handed_over = False
         self.result: Any = None
@@ -37,8 +41,16 @@ class _Attempt:
             )
 
 
+class _Run:
+    """One call of :meth:`SingleFlight.run`, there as long as it goes on."""
+
+
 class SingleFlight(Generic[T]):
-    """Threads that ask for the same thing share one attempt."""
+    """Threads that ask for the same thing share one attempt.
+
+    A signal handler may raise anywhere, also where an attempt takes itself off the list. So those
+    who wait look from time to time whether it still goes on.
+    """
 
     def __init__(self) -> None:
         self._running: dict[Hashable, _Attempt] = {}
@@ -48,7 +60,9 @@ class SingleFlight(Generic[T]):
 
         :raises RuntimeError: from within that attempt.
         """
-        mine = _Attempt(threading.Event(), threading.get_ident())
+        this_run = _Run()
+        mine = _Attempt(threading.Lock(), threading.get_ident(), ref(this_run))
+        mine.done.acquire()
         while True:
             try:
                 # Atomic, like everything that is done to this dictionary.
@@ -65,11 +79,21 @@ class SingleFlight(Generic[T]):
             finally:
                 if self._running.get(key) is mine:
                     del self._running[key]
-                    mine.done.set()
-            running.refuse_to_wait_for_itself(mine.caller)
-            running.done.wait()
-            if not running.handed_over:
+                    mine.done.release()
+            if running.run() is not None:
+                running.refuse_to_wait_for_itself(mine.caller)
+            if self._is_over(key, running) and not running.handed_over:
                 return cast("T", running.outcome())
+
+    def _is_over(self, key: Hashable, running: _Attempt) -> bool:
+        """Wait for the end of an attempt; False if it ended without saying so."""
+        while not running.done.acquire(timeout=_LOOK_EVERY):
+            if running.run() is None:
+                if self._running.get(key) is running:
+                    self._running.pop(key, None)
+                return False
+        running.done.release()  # for the next who waits
+        return True
 
 
 class AsyncSingleFlight(Generic[T]):
