@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 import click
 
 from ..config.template import template, template_from_environment, template_from_uri
-from .errors import WorkFailed, WrongUsage
+from ..files import new_file
+from .errors import WorkFailed, WrongUsage, file_errors_in_words
 
 
 @click.command("create-config")
@@ -17,6 +16,7 @@ from .errors import WorkFailed, WrongUsage
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--from-env", is_flag=True, help="Refer to the PG* variables that are set now.")
 @click.option("--uri", metavar="URI", help="Take the settings from a postgresql:// URI.")
+@file_errors_in_words()
 def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -> None:
     """Write a commented config file that only its owner may read.
 
@@ -40,47 +40,13 @@ def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -
         content, variables = template_from_uri(uri)
     else:
         content = template_from_environment() if from_env else template()
-    if force:
-        replace_file(path, content)
-    else:
-        write_new_file(path, content)
+    try:
+        with new_file(path, mode=0o600, replace=force) as file:
+            file.write(content.encode())
+    except FileExistsError as error:
+        raise WorkFailed(f"{path} exists already; --force replaces it.") from error
     click.echo(f"Wrote {path}.", err=True)
     for variable in variables:
         click.echo(f"Its secret is not in the file: put it into the variable {variable}.", err=True)
     if variables or from_env:
         click.echo("The file needs PGMONKEY_RESOLVE_ENV = True, or --resolve-env.", err=True)
-
-
-def write_new_file(path: Path, content: str) -> None:
-    """Write a file for its owner alone; what is half written is removed again.
-
-    :raises WorkFailed: if there is something at *path* already.
-    """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError as error:
-        raise WorkFailed(f"{path} exists already; --force replaces it.") from error
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-    except BaseException:
-        path.unlink()
-        raise
-
-
-def replace_file(path: Path, content: str) -> None:
-    """Put a new file for its owner alone in the place of *path*, at one stroke.
-
-    A link stays, and the file that it leads to is replaced. A device or a pipe is written to.
-    """
-    if path.exists() and not path.is_file():
-        path.write_text(content, encoding="utf-8")
-        return
-    final = Path(os.path.realpath(path))
-    beside = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
-    write_new_file(beside, content)
-    try:
-        beside.replace(final)
-    except BaseException:
-        beside.unlink()
-        raise

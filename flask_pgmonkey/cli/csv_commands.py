@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import errno
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TypeVar
 
 import click
 from rich.progress import (
@@ -23,15 +22,12 @@ from rich.progress import (
 
 from .. import csv_transfer
 from ..csv_transfer import Dialect, check_character, check_encoding
-from .errors import WorkFailed
 from .terminal import stderr_console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHOW_EVERY = 0.1
 """Seconds: a look at the bar costs more than reading a block."""
-INTERRUPTED = 130
-"""The exit code of a command that Ctrl-C ended: 128 and the number of SIGINT."""
 
 
 def parse_encoding(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -67,26 +63,6 @@ def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -
 
 def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-@contextmanager
-def file_errors_in_words() -> Iterator[None]:
-    """Say what is wrong with a file, without numbers of errors.
-
-    :raises WorkFailed: for an OSError that names a file.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            raise
-        problem = error.strerror
-        if error.errno == errno.EISDIR:
-            problem = "is a folder"
-        elif error.errno == errno.ENOENT:
-            folder = Path(error.filename).parent
-            problem = "no such file" if folder.exists() else f"there is no folder {folder}"
-        raise WorkFailed(f"{error.filename}: {problem}") from error
 
 
 def format_options(command: F) -> F:
@@ -143,11 +119,33 @@ def progress_bar(verb: str) -> Iterator[csv_transfer.Progress | None]:
         yield show
 
 
+class Ended(KeyboardInterrupt):
+    """A signal told this process to end; psycopg cancels what runs, as after Ctrl-C."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
+
+
 @contextmanager
 def exiting_on_interrupt(outcome: str) -> Iterator[None]:
-    """End with exit code 130 after Ctrl-C, when everything has been rolled back."""
+    """End with 128 and the signal's number after Ctrl-C, SIGTERM or SIGHUP, all rolled back."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise Ended(number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, names)}
+    caught = [number for number, handler in before.items() if handler == signal.SIG_DFL]
     try:
+        for number in caught:
+            signal.signal(number, end)
         yield
-    except KeyboardInterrupt:
-        stderr_console().print(f"Interrupted: {outcome}.")
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as interrupt:
+        ended_by = interrupt.number if isinstance(interrupt, Ended) else signal.SIGINT
+        with suppress(OSError):  # The terminal may be gone.
+            stderr_console().print(f"Interrupted: {outcome}.")
+        sys.exit(128 + ended_by)
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)

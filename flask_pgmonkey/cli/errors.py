@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -33,3 +37,23 @@ def without_uris(text: str) -> str:
         return f"://…{rest[len(body) :]}"
 
     return re.sub(r"://(\S+)", shortened, text)
+
+
+@contextmanager
+def file_errors_in_words() -> Iterator[None]:
+    """Say what is wrong with a file, without numbers of errors.
+
+    :raises WorkFailed: for an OSError that names a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        problem = error.strerror
+        if error.errno == errno.EISDIR:
+            problem = "is a folder"
+        elif error.errno == errno.ENOENT:
+            folder = Path(error.filename).parent
+            problem = "no such file" if folder.exists() else f"there is no folder {folder}"
+        raise WorkFailed(f"{error.filename}: {problem}") from error

@@ -10,7 +10,8 @@ import click
 from ..codegen import LIBRARIES, generate_program
 from ..config import CONNECTION_TYPES, check_config
 from ..config.libpq import URI_SCHEMES
-from .errors import WorkFailed, WrongUsage
+from ..files import new_file
+from .errors import WorkFailed, WrongUsage, file_errors_in_words
 from .targets import Target, database_options
 
 
@@ -37,6 +38,7 @@ from .targets import Target, database_options
     help="Write the program to this file instead of printing it.",
 )
 @click.option("--force", is_flag=True, help="Let --output replace an existing file.")
+@file_errors_in_words()
 def generate_code(
     target: Target, connection_type: str | None, library: str, output: Path | None, force: bool
 ) -> None:
@@ -61,8 +63,8 @@ def generate_code(
         click.echo(program, nl=False)
         return
     try:
-        with output.open("w" if force else "x", encoding="utf-8") as stream:
-            stream.write(program)
+        with new_file(output, replace=force) as stream:
+            stream.write(program.encode())
     except FileExistsError as error:
         raise WorkFailed(f"{output} exists already; --force replaces it.") from error
     click.echo(f"Wrote {output}.", err=True)

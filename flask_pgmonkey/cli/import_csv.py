@@ -19,11 +19,11 @@ from .csv_commands import (
     checked_dialect,
     counted,
     exiting_on_interrupt,
-    file_errors_in_words,
     format_options,
     parse_names,
     progress_bar,
 )
+from .errors import file_errors_in_words
 from .targets import Target, database_options
 from .terminal import stderr_console
 

@@ -15,7 +15,7 @@ from .detection import detect_dialect, detect_header
 from .dialect import Dialect
 from .errors import CSVTransferError
 from .inference import ColumnType, infer_types
-from .loading import Destination, copy_records, copy_whole
+from .loading import Destination, RejectedFile, copy_records, copy_whole
 from .reading import CSVText
 from .streams import Progress, open_source, without_compression
 from .tables import (
@@ -139,7 +139,8 @@ def import_csv(
 
             rejected_file = None
             if on_error == "skip":
-                rejected_file = Path(os.devnull) if dry_run else _rejected_file(source)
+                mode = None if dry_run else opened.mode
+                rejected_file = RejectedFile(_rejected_file(source), mode)
             if rejected_file is None and None not in chosen:
                 loaded = copy_whole(destination, csv_text, header=header, report=report)
             else:
@@ -158,7 +159,9 @@ def import_csv(
         created=created,
         rejected=loaded.rejected,
         rejections=loaded.rejections,
-        rejected_file=rejected_file if loaded.rejected and not dry_run else None,
+        rejected_file=rejected_file.path
+        if rejected_file and loaded.rejected and not dry_run
+        else None,
     )
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import psycopg
 from psycopg import sql
 
+from ..files import new_file, our_file
 from .dialect import Dialect
 from .errors import line_of, located_error
 from .reading import CSVText
-from .streams import replacing_file
 from .tables import TableName
 
 ROW_ERRORS = ("22", "23", "P0")
@@ -68,6 +69,14 @@ class Destination:
         )
 
 
+class RejectedFile(NamedTuple):
+    """Where the records are kept that the server refuses."""
+
+    path: Path
+    mode: int | None
+    """Who may read them; None if nobody is to keep them."""
+
+
 @dataclass
 class Loaded:
     """What came of the records of a file."""
@@ -106,7 +115,7 @@ def copy_records(
     text: CSVText,
     *,
     header: bool,
-    rejected_file: Path | None,
+    rejected_file: RejectedFile | None,
     report: Callable[[int], None],
 ) -> Loaded:
     """Copy piece by piece, so that values can be left out and refused records be kept apart.
@@ -134,7 +143,7 @@ class _PieceLoader:
         to: Destination,
         line_end: bytes,
         head: bytes,
-        rejected_file: Path | None,
+        rejected_file: RejectedFile | None,
         stack: ExitStack,
     ) -> None:
         self.loaded = Loaded()
@@ -210,7 +219,10 @@ class _PieceLoader:
         if self._rejected_file is None:
             raise located from error
         if self._rejects is None:
-            self._rejects = self._stack.enter_context(replacing_file(self._rejected_file))
+            path, mode = self._rejected_file
+            self._rejects = self._stack.enter_context(
+                new_file(os.devnull) if mode is None else our_file(path, mode=mode)
+            )
             self._rejects.write(self._head)
         self._rejects.write(record if record.endswith(self._line_end) else record + self._line_end)
         self.loaded.rejected += 1

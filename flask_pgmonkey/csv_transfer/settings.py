@@ -14,8 +14,9 @@ from ..config.interpolation import dotted
 from ..config.reading import read_small_file
 from ..config.yaml_file import NotYAMLError, SafeLoader, parse_yaml, type_name
 from ..errors import ConfigError
+from ..files import opened_place, our_file
 from .dialect import check_character
-from .streams import check_encoding, replacing_file, without_compression
+from .streams import check_encoding, without_compression
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
     path = Path(path)
     content, place = None, ""
     try:
-        written, _ = read_small_file(path)
+        with opened_place(path):  # No link of a stranger's leads to it.
+            written, _ = read_small_file(path)
         content = parse_yaml(written.decode("utf-8-sig"), path, SafeLoader)
     except FileNotFoundError:
         return ImportSettings()
@@ -103,6 +105,6 @@ def _passes(check: Callable[[str], str], value: str) -> bool:
 def write_import_settings(path: str | os.PathLike[str], settings: ImportSettings) -> None:
     """Write *settings* to *path*, in place of what is there."""
     text = yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True)
-    with replacing_file(path) as file:
+    with our_file(path) as file:
         file.write(b"# How `flask pgmonkey import-csv` reads the CSV file of this name.\n")
         file.write(text.encode())

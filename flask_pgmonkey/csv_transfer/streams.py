@@ -6,8 +6,7 @@ import codecs
 import gzip
 import io
 import os
-import secrets
-import shutil
+import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,13 +15,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
+from ..files import BLOCK_SIZE, new_file, open_for_reading
 from .errors import CSVTransferError
 
 Progress = Callable[[int, "int | None", int], None]
 """Is called with the bytes done, the bytes in all if known, and the lines or rows done."""
 
-BLOCK_SIZE = 128 * 1024
-"""Bytes: what psycopg hands to libpq at a time; larger blocks gain nothing and cost memory."""
+PRIVATE = 0o600
+"""The mode of a file with rows that came from a stream."""
 
 GZIP_ENDING = ".gz"
 ZSTD_ENDINGS = (".zst", ".zstd")
@@ -52,11 +52,14 @@ class Source:
         content: BinaryIO,
         size: int | None,
         damage: tuple[type[Exception], ...] = (),
+        mode: int = PRIVATE,
     ) -> None:
         self.name = name
         """How errors call it."""
         self.size = size
         """The bytes on disk, compressed or not; None for a stream."""
+        self.mode = mode
+        """Who may read and write the file, and so what is made of its rows."""
         self._raw = raw
         self._content = content
         self._damage = damage
@@ -87,7 +90,7 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
         return
     path = Path(source)
     with ExitStack() as stack:
-        raw = stack.enter_context(path.open("rb"))
+        raw = stack.enter_context(open_for_reading(path))
         content: BinaryIO = raw
         damage: tuple[type[Exception], ...] = ()
         if path.suffix == GZIP_ENDING:
@@ -96,8 +99,10 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
         elif path.suffix in ZSTD_ENDINGS:
             content = stack.enter_context(_open_zstd(raw, "rb"))
             damage = (EOFError, _zstd().ZstdError)
-        size = os.fstat(raw.fileno()).st_size if path.is_file() else None
-        yield Source(str(path), raw, content, size, damage)
+        status = os.fstat(raw.fileno())
+        is_file = stat.S_ISREG(status.st_mode)
+        mode = status.st_mode & 0o666 if is_file else PRIVATE
+        yield Source(str(path), raw, content, status.st_size if is_file else None, damage, mode)
 
 
 def utf8_blocks(source: Source, first: bytes, encoding: str) -> Iterator[bytes]:
@@ -143,34 +148,6 @@ def utf8_blocks(source: Source, first: bytes, encoding: str) -> Iterator[bytes]:
 
 
 @contextmanager
-def replacing_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file for writing that takes the place of *path* at the end of the block.
-
-    If the block fails, *path* is as it was. A device or a pipe is written to as it is.
-    """
-    given = Path(path)
-    if given.exists() and not given.is_file():
-        with given.open("wb") as device:
-            yield device
-        return
-    final = Path(os.path.realpath(path))
-    partial = final.with_name(f".{secrets.token_hex(4)}.{final.name[:200]}.partial")
-    try:
-        with partial.open("xb", buffering=BLOCK_SIZE) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if final.exists():
-            shutil.copymode(final, partial)
-        partial.replace(final)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)):
-            error.filename = str(path)
-        raise
-
-
-@contextmanager
 def open_target(target: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]:
     """A path to write to, compressed by its ending, or an open stream, which stays open.
 
@@ -182,7 +159,7 @@ def open_target(target: str | os.PathLike[str] | BinaryIO) -> Iterator[BinaryIO]
         return
     suffix = Path(target).suffix
     with ExitStack() as stack:
-        file = stack.enter_context(replacing_file(target))
+        file = stack.enter_context(new_file(target))
         if suffix == GZIP_ENDING:
             packer = cast(io.RawIOBase, stack.enter_context(gzip.GzipFile("", "wb", 6, file)))
         elif suffix in ZSTD_ENDINGS:

@@ -121,7 +121,7 @@ def test_a_missing_folder_is_one_line_on_stderr(path: Path) -> None:
         result = create(path / "below" / "db.yaml", *option)
         assert result.exit_code == 1
         assert result.stderr.count("\n") == 1
-        assert "No such file" in result.stderr
+        assert result.stderr.endswith(f"there is no folder {path / 'below'}\n")
 
 
 @pytest.mark.parametrize("option", [[], ["--force"]])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -279,27 +280,38 @@ def test_work_that_fails_exits_with_1(
     assert err.count(b"\n") == 1
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_import_that_is_interrupted_leaves_the_table(
-    start: Callable[..., subprocess.Popen[bytes]], connection: Connection
+    start: Callable[..., subprocess.Popen[bytes]], connection: Connection, how: signal.Signals
 ) -> None:
     process = start("import-csv", "items", "-", "--truncate")
     assert process.stdin is not None
     process.stdin.write(b"id,name\n" + b"1,x\n" * 200_000)
     process.stdin.flush()
     wait_until(lambda: connection.execute("SELECT 1 FROM pg_stat_progress_copy").fetchone())
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     out, err = process.communicate(timeout=DEADLINE)
-    assert (process.returncode, out) == (130, b"")
+    assert (process.returncode, out) == (128 + how, b"")
     assert err == b"Interrupted: nothing was imported.\n"
     assert rows_of(connection) == [(0, "old")]
 
 
-@pytest.mark.parametrize("size_before", [0, 500_000])
+@pytest.mark.parametrize(
+    ("size_before", "how"),
+    [
+        (0, signal.SIGINT),
+        (500_000, signal.SIGINT),
+        (0, signal.SIGTERM),
+        (500_000, signal.SIGTERM),
+        (0, signal.SIGHUP),
+    ],
+)
 def test_an_export_that_is_interrupted_leaves_the_old_file(
     start: Callable[..., subprocess.Popen[bytes]],
     connection: Connection,
     tmp_path: Path,
     size_before: int,
+    how: signal.Signals,
 ) -> None:
     folder = tmp_path / "exports"
     folder.mkdir()
@@ -313,13 +325,35 @@ def test_an_export_that_is_interrupted_leaves_the_old_file(
             each != path and each.stat().st_size >= size_before for each in folder.iterdir()
         )
     )
-    process.send_signal(signal.SIGINT)
+    for partial in folder.glob(".*.partial"):
+        assert stat.S_IMODE(partial.stat().st_mode) == 0o600
+    process.send_signal(how)
     out, err = process.communicate(timeout=DEADLINE)
-    assert (process.returncode, out) == (130, b"")
+    assert (process.returncode, out) == (128 + how, b"")
     assert err == b"Interrupted: nothing was written.\n"
     assert [each.name for each in folder.iterdir()] == ["items.csv"]
     assert path.read_text() == "what was there"
     wait_until(lambda: not connection.execute("SELECT 1 FROM pg_stat_progress_copy").fetchone())
+
+
+def test_an_export_removes_what_a_killed_one_has_left(
+    start: Callable[..., subprocess.Popen[bytes]], connection: Connection, tmp_path: Path
+) -> None:
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    path = folder / "items.csv"
+    process = start("export-csv", "--query", "SELECT pg_sleep(600)", path)
+    wait_until(lambda: list(folder.iterdir()))
+    process.kill()
+    process.communicate(timeout=DEADLINE)
+    assert len(list(folder.iterdir())) == 1
+    process = start("export-csv", "items", path)
+    assert process.communicate(timeout=DEADLINE)[1] == f"1 row into {path}.\n".encode()
+    assert [each.name for each in folder.iterdir()] == ["items.csv"]
+    connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%'"
+        " AND pid <> pg_backend_pid()"
+    )
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])

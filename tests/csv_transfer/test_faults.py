@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -299,3 +301,23 @@ def test_the_server_restarts_during_an_export(
             export_csv(connection, path, query=query, progress=restart)
     assert path.read_text() == "what was there"
     assert [each.name for each in tmp_path.iterdir()] == ["numbers.csv"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640])
+def test_rejected_rows_are_as_private_as_their_file(
+    items: Connection, csv_file: WriteFile, mode: int
+) -> None:
+    path = csv_file("id,name\nx,y\n")
+    path.chmod(mode)
+    treasure = path.with_name("treasure")
+    treasure.write_text("ours")
+    rejected = path.with_name("items.rejected.csv")
+    rejected.symlink_to(treasure)
+    umask = os.umask(0)
+    try:
+        import_csv(items, "items", path, on_error="skip")
+    finally:
+        os.umask(umask)
+    assert rejected.read_bytes() == b"id,name\nx,y\n"
+    assert stat.S_IMODE(rejected.lstat().st_mode) == mode
+    assert treasure.read_text() == "ours"

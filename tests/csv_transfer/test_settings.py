@@ -122,3 +122,11 @@ def test_no_error_shows_a_value(tmp_path: Path, text: str) -> None:
         read_import_settings(path)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__context__ is None
+
+
+def test_settings_take_the_place_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "treasure").write_text("ours")
+    (tmp_path / "items.yaml").symlink_to("treasure")
+    write_import_settings(tmp_path / "items.yaml", ImportSettings(delimiter=";"))
+    assert (tmp_path / "treasure").read_text() == "ours"
+    assert read_import_settings(tmp_path / "items.yaml").delimiter == ";"
