@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import psycopg
-from psycopg import errors, pq, sql
+from psycopg import errors, generators, pq, sql
 from psycopg.rows import tuple_row
 
 from .dialect import Dialect
@@ -44,7 +44,8 @@ def export_csv(
     :param where: an SQL condition on the table's rows.
     :param encoding: one that Python knows.
     :param progress: is called after each block; the bytes in all are the planner's estimate.
-    :raises CSVTransferError: if there is no such table, or the encoding lacks a character.
+    :raises CSVTransferError: if there is no such table, the query is more than one statement, or
+        the encoding lacks a character.
     :raises OSError: if the file cannot be written.
     """
     dialect = dialect or Dialect()
@@ -52,6 +53,7 @@ def export_csv(
     with connection.transaction():
         connection.execute("SET TRANSACTION READ ONLY")
         select = _select(connection, table, query, columns, where)
+        _check_alone(connection, select)
         expected = _expected_rows(connection, select) if progress else 0
         # The line break ends a comment that the query may end with.
         copy = sql.SQL(
@@ -91,6 +93,24 @@ def _select(
     return sql.SQL("{} WHERE {}").format(select, _users_sql(where)) if where else select
 
 
+def _check_alone(connection: psycopg.Connection[Any], select: sql.Composable) -> None:
+    """Make sure that *select* is one whole statement, which cannot end the COPY around it.
+
+    :raises CSVTransferError: if it is several.
+    """
+    # The server runs nothing here, and takes one statement only, unlike in the simple protocol.
+    connection.pgconn.send_prepare(b"", select.as_bytes(connection))
+    (result,) = connection.wait(generators.execute(connection.pgconn))
+    if result.status == pq.ExecStatus.COMMAND_OK:
+        return
+    error = errors.error_from_result(result)
+    if isinstance(error, errors.SyntaxError) and error.diag.statement_position is None:
+        raise CSVTransferError(
+            "the query is several statements; give one SELECT, VALUES or WITH statement"
+        ) from error
+    raise error
+
+
 def _users_sql(text: str) -> sql.SQL:
     return sql.SQL(text)  # pyright: ignore[reportArgumentType]
 
@@ -126,7 +146,7 @@ def _copy_out(
                 total = max(size, size * expected_rows // rows) if expected_rows else None
                 progress(size, total, rows)
             if length < 0:
-                return _finish(pgconn)
+                return _finish(connection)
         return cursor.rowcount
 
 
@@ -145,12 +165,23 @@ def _copying(
         raise
 
 
-def _finish(pgconn: pq.abc.PGconn) -> int:
+COPYING = (pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_BOTH)
+
+
+def _finish(connection: psycopg.Connection[Any]) -> int:
     """The number of rows, when libpq has said that the copy is over."""
-    results = list(iter(pgconn.get_result, None))  # All, or the connection stays busy.
-    if (result := results[-1]).status != pq.ExecStatus.COMMAND_OK:
-        raise errors.error_from_result(result)
-    return result.command_tuples or 0
+    rows = 0
+    failed: psycopg.Error | None = None
+    while (result := connection.pgconn.get_result()) is not None:  # All, or it stays busy.
+        if result.status in COPYING:  # libpq would give this result again for ever.
+            connection.close()
+            raise CSVTransferError("the server began another copy than the one it was asked for")
+        if result.status != pq.ExecStatus.COMMAND_OK:
+            failed = failed or errors.error_from_result(result)
+        rows = result.command_tuples or 0
+    if failed is not None:
+        raise failed
+    return rows
 
 
 def _transcoding(write: Write, encoding: str) -> Write:

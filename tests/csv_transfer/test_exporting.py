@@ -6,11 +6,14 @@ import io
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from flask_pgmonkey.csv_transfer import CSVTransferError, Dialect, export_csv, import_csv
+from flask_pgmonkey.csv_transfer.exporting import _copy_out
 
 from .conftest import Connection
 
@@ -202,3 +205,42 @@ def test_progress_counts_rows_and_estimates_the_end(pairs: Connection) -> None:
     assert (done, rows) == (len(stream.getvalue()), 100_000)
     assert total is not None
     assert total >= done
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT 1) TO STDOUT; COPY (SELECT 2",
+        "SELECT 1) TO STDOUT; COMMIT; DROP TABLE pairs; COPY (SELECT 2",
+        "SELECT 1) TO PROGRAM 'touch /tmp/robbed' --",
+        "SELECT 1; COMMIT; DROP TABLE pairs",
+        "COMMIT; DROP TABLE pairs; SELECT 1",
+        "SELECT 1\n) TO STDOUT; SELECT (2",
+    ],
+)
+@pytest.mark.parametrize("as_condition", [False, True])
+@pytest.mark.parametrize("with_progress", [False, True])
+def test_a_query_is_one_statement(
+    pairs: Connection, query: str, as_condition: bool, with_progress: bool
+) -> None:
+    stream = io.BytesIO()
+    progress = (lambda *_: None) if with_progress else None
+    what: dict[str, Any] = {"query": query}
+    if as_condition:
+        what = {"table": "pairs", "where": query[7:]}
+    with pytest.raises((CSVTransferError, psycopg.errors.SyntaxError)):
+        export_csv(pairs, stream, progress=progress, **what)
+    assert stream.getvalue() == b""
+    assert pairs.execute("SELECT count(*) FROM pairs").fetchone() == (4,)
+
+
+def test_several_statements_are_called_so(pairs: Connection) -> None:
+    with pytest.raises(CSVTransferError, match="several statements; give one SELECT"):
+        export_csv(pairs, io.BytesIO(), query="SELECT 1; SELECT 2")
+
+
+def test_another_copy_than_the_one_asked_for_ends_the_export(pairs: Connection) -> None:
+    statement = sql.SQL("COPY (VALUES (1)) TO STDOUT; COPY (VALUES (2)) TO STDOUT").format()
+    with pytest.raises(CSVTransferError, match="began another copy"):
+        _copy_out(pairs, statement, lambda row: None, 0, None)
+    assert pairs.closed
