@@ -166,6 +166,8 @@ def new_file(
             if not replace:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
             _refuse_strangers_pipe(place)
+            if stat.S_ISBLK(place.status.st_mode):
+                raise OSError(errno.EINVAL, "is a disk, not a file", os.fspath(path))
             with open(
                 os.open(place.name, os.O_WRONLY | _BINARY, dir_fd=place.folder), "wb"
             ) as device:

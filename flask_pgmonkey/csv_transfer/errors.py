@@ -11,6 +11,9 @@ from ..errors import PGMonkeyError
 from .inference import value_class
 
 UNDECODABLE = "22021"
+TOO_LARGE = "54000"
+LONGEST_CONTEXT = 10_000
+"""Characters: more than a server says that means well."""
 SHOWN_DETAILS = {"23503", "23505", "23P01"}
 """The SQLSTATEs whose detail names a key; the detail of others may hold a whole row."""
 
@@ -76,10 +79,12 @@ def located_error(
             found = value_class(place["value"])
             where += f", value: {found}"
         where += ")"
-    message = f"{where}: {_shortened(error.diag.message_primary or str(error))}"
+    message = f"{where}: {shortened(error.diag.message_primary or str(error))}"
     sqlstate = error.sqlstate or ""
+    if sqlstate == TOO_LARGE:
+        message += "; PostgreSQL takes 1 GB for a record: is a quote left open there?"
     if sqlstate in SHOWN_DETAILS and error.diag.message_detail:
-        message += f" ({_shortened(error.diag.message_detail)})"
+        message += f" ({shortened(error.diag.message_detail)})"
     if sqlstate == UNDECODABLE:
         message += "; name the file's encoding with --encoding"
     elif sqlstate.startswith("22") and column and type_advice:
@@ -93,8 +98,10 @@ def _place_of(error: psycopg.Error, table: str) -> re.Match[str] | None:
         rf"^COPY {re.escape(table)}, \D*?(?P<line>\d+)"
         r"""(?:, \S+ (?P<column>.+?)(?:\s?: ["«„“]\s?(?P<value>.*?)\s?["»“”]$|: .*$|$))?"""
     )
-    return re.search(pattern, error.diag.context or "", re.MULTILINE | re.DOTALL)
+    context = (error.diag.context or "")[:LONGEST_CONTEXT]
+    return re.search(pattern, context, re.MULTILINE | re.DOTALL)
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """*text*, its middle left out where it is long."""
     return text if len(text) <= 200 else f"{text[:150]}…{text[-30:]}"

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 
 from ..files import new_file, our_file
-from .dialect import Dialect
+from .dialect import Dialect, LongRecordError
 from .errors import line_of, located_error
 from .reading import CSVText
 from .tables import TableName
@@ -129,9 +129,12 @@ def copy_records(
     head = first.pop(0) if header else b""
     with ExitStack() as stack:
         loader = _PieceLoader(to, text.line_end, head, rejected_file, stack)
-        for records in itertools.chain([first], groups):
-            loader.load(records)
-            report(loader.line)
+        try:
+            for records in itertools.chain([first], groups):
+                loader.load(records)
+                report(loader.line)
+        except LongRecordError:
+            raise text.long_record(loader.line + 1) from None
     return loader.loaded
 
 
@@ -160,23 +163,26 @@ class _PieceLoader:
         self._reach = LARGEST_PIECE
 
     def load(self, records: list[bytes]) -> None:
-        while records:
-            piece, records = records[: self._reach], records[self._reach :]
+        done = 0
+        while done < len(records):
+            piece = records[done : done + self._reach]
             error = self._copy(piece)
             if error is None:
                 if len(piece) == self._reach:
                     self._reach = min(2 * self._reach, LARGEST_PIECE)
                 self.line += self._lines(piece)
+                done += len(piece)
             elif len(piece) == 1:
                 self.line += self._lines(piece)
                 self._reject(piece[0], error)
+                done += 1
             else:
                 # Smaller pieces where many records are bad, or each would send its piece again.
                 self._reach = max(1, min(self._reach, len(piece)) // 2)
                 suspect = self._index_of(error, piece)
                 self.load(piece[:suspect])
                 self.load(piece[suspect : suspect + 1])
-                records = piece[suspect + 1 :] + records
+                done += suspect + 1
 
     def _copy(self, piece: list[bytes]) -> psycopg.Error | None:
         """Copy all records of *piece* or none; the error, if it lies in one of them."""

@@ -10,12 +10,21 @@ from .dialect import Dialect, line_end_of, quote_end_markers, split_records
 from .errors import CSVTransferError
 from .streams import Source, check_encoding, utf8_blocks
 
+MEBIBYTE = 1 << 20
+LONGEST_LINE = 16 * MEBIBYTE
+"""Bytes: of the first line and record, which are held in memory to learn what the file is."""
+LONGEST_RECORD = 64 * MEBIBYTE
+"""Bytes: of a record that is held in memory, which PostgreSQL itself need not do."""
+BYTES_OF_A_ROW = 1024
+"""A generous guess; a sample of the rows asked for is cut off there."""
+
 
 class CSVText:
     """The text of *source* in UTF-8.
 
     :param encoding: the encoding of the source; detected if None.
-    :raises CSVTransferError: if there is no text, or it is not of *encoding*.
+    :raises CSVTransferError: if there is no text, its first line has no end, or it is not of
+        *encoding*.
     """
 
     def __init__(self, source: Source, encoding: str | None) -> None:
@@ -23,12 +32,15 @@ class CSVText:
         self.name: str = source.name
         self.encoding: str = check_encoding(encoding) if encoding else detect_encoding(first)
         self._blocks: Iterator[bytes] = utf8_blocks(source, first, self.encoding)
-        self.start: bytes = b""
-        """The first line at least, and most of the time as much as a block holds."""
+        begin: list[bytes] = []
         for block in self._blocks:
-            self.start += block
+            begin.append(block)
             if b"\n" in block or b"\r" in block:
                 break
+            if sum(map(len, begin)) > LONGEST_LINE:
+                raise self._too_long("line", 1, LONGEST_LINE, "is it a CSV file?")
+        self.start: bytes = b"".join(begin)
+        """The first line at least, and most of the time as much as a block holds."""
         if not self.start.strip():
             raise CSVTransferError(f"{self.name}: the file is empty", file=self.name)
         self.line_end: bytes = line_end_of(self.start)
@@ -41,9 +53,14 @@ class CSVText:
     def look_ahead(self, at_least: int, dialect: Dialect) -> list[list[str | None]]:
         """The values of the first *at_least* records and of those that come in the same block.
 
-        What is read for it stays in memory until it is read again.
+        They are fewer where the records are very long. What is read for it stays in memory until
+        it is read again.
+
+        :raises CSVTransferError: if the first record has no end.
         """
         seen: list[bytes] = []
+        most = max(LONGEST_LINE, at_least * BYTES_OF_A_ROW)
+        size = 0
 
         def remembered() -> Iterator[bytes]:
             for block in self._blocks:
@@ -53,8 +70,11 @@ class CSVText:
         rows: list[list[str | None]] = []
         for records in split_records(remembered(), dialect.quote, self.line_end):
             rows += map(dialect.values, records)
-            if len(rows) >= at_least:
+            size += len(seen[-1])
+            if len(rows) >= at_least or (rows and size > most):
                 break
+            if size > most:
+                raise self._too_long("record", 1, LONGEST_LINE, "is its quote closed?")
         self._blocks = itertools.chain(seen, self._blocks)
         return rows
 
@@ -63,5 +83,26 @@ class CSVText:
         return self._blocks
 
     def records(self, quote: str) -> Iterator[list[bytes]]:
-        """All of the text, once, in records: those that a block completes at a time."""
-        return split_records(self._blocks, quote, self.line_end)
+        """All of the text, once, in records: those that a block completes at a time.
+
+        :raises LongRecordError: for a record with more than :data:`LONGEST_RECORD` bytes.
+        """
+        return split_records(self._blocks, quote, self.line_end, LONGEST_RECORD)
+
+    def long_record(self, line: int) -> CSVTransferError:
+        """The error for a :class:`LongRecordError`, whose record begins on *line*."""
+        return self._too_long(
+            "record",
+            line,
+            LONGEST_RECORD,
+            "is its quote closed? Longer ones can be loaded into a table with all of the file's"
+            " columns, without --on-error skip",
+        )
+
+    def _too_long(self, what: str, line: int, longest: int, advice: str) -> CSVTransferError:
+        return CSVTransferError(
+            f"{self.name}, line {line}: the {what} that begins here is longer than"
+            f" {longest // MEBIBYTE} MiB; {advice}",
+            file=self.name,
+            line=line,
+        )

@@ -100,9 +100,18 @@ def open_source(source: str | os.PathLike[str] | BinaryIO) -> Iterator[Source]:
             content = stack.enter_context(_open_zstd(raw, "rb"))
             damage = (EOFError, _zstd().ZstdError)
         status = os.fstat(raw.fileno())
+        if _is_no_source(raw, status):
+            raise CSVTransferError(f"{path}: is a device, not a file", file=str(path))
         is_file = stat.S_ISREG(status.st_mode)
         mode = status.st_mode & 0o666 if is_file else PRIVATE
         yield Source(str(path), raw, content, status.st_size if is_file else None, damage, mode)
+
+
+def _is_no_source(raw: BinaryIO, status: os.stat_result) -> bool:
+    """Whether it is a disk, or a device that never ends, as /dev/zero."""
+    if stat.S_ISCHR(status.st_mode):
+        return not raw.isatty() and status.st_rdev != os.stat(os.devnull).st_rdev
+    return stat.S_ISBLK(status.st_mode)
 
 
 def utf8_blocks(source: Source, first: bytes, encoding: str) -> Iterator[bytes]:

@@ -11,8 +11,12 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from .errors import CSVTransferError
+from .dialect import MOST_VALUES
+from .errors import CSVTransferError, shortened
 from .inference import ColumnType
+
+MOST_COLUMNS = 1600
+"""As many as PostgreSQL's tables may have."""
 
 _QUOTED_PART = re.compile(r'"((?:[^"]|"")+)"(?:\.|\Z)')
 
@@ -105,9 +109,13 @@ def columns_of_header(
     :param mapping: the user's own choice of column, or None, for some of the names.
     :param keep_names: whether new columns are named as the header spells them.
     """
-    if unknown := [name for name in mapping if name not in header]:
+    names = set(header)
+    if unknown := [name for name in mapping if name not in names]:
         raise CSVTransferError(f"{file}: --columns names {_listed(unknown)}, not in the header")
+    left_out = sum(column is None for column in mapping.values())
+    check_width(len(header) if len(header) > MOST_VALUES else len(header) - left_out, file)
     found: list[str | None] = []
+    taken: set[str] = set()
     for position, name in enumerate(header, 1):
         if not name or not name.strip():
             raise CSVTransferError(
@@ -124,21 +132,23 @@ def columns_of_header(
                 column = plain_name(column)
             if column is None:
                 raise CSVTransferError(
-                    f'{file}: the table {table} has no column "{mapping.get(name, name)}", only'
-                    f' {_listed(columns or ())}; map it with --columns "{name}=COLUMN" or leave it'
-                    f' out with --columns "{name}="',
+                    f"{file}: the table {table} has no column"
+                    f' "{shortened(mapping.get(name) or name)}", only {_listed(columns or ())}; map'
+                    f' it with --columns "{shortened(name)}=COLUMN" or leave it out with --columns'
+                    f' "{shortened(name)}="',
                     file=file,
                     line=1,
                     column=name,
                 )
-            if column in found:
+            if column in taken:
                 raise CSVTransferError(
-                    f'{file}: two columns of the header go to the column "{column}"; map one of'
-                    ' them with --columns "NAME=COLUMN"',
+                    f'{file}: two columns of the header go to the column "{shortened(column)}"; map'
+                    ' one of them with --columns "NAME=COLUMN"',
                     file=file,
                     line=1,
                     column=column,
                 )
+            taken.add(column)
         found.append(column)
     return found
 
@@ -161,7 +171,25 @@ def columns_by_position(
         return [find_column(name, columns or ()) or name for name in chosen]
     if columns:
         return [*columns]  # If their number is another, the server says so.
+    check_width(width, file)
     return [f"column_{number}" for number in range(1, width + 1)]
+
+
+def check_width(width: int, file: str) -> None:
+    """Make sure that a table can have so many columns.
+
+    :raises CSVTransferError: if it cannot.
+    """
+    if width <= MOST_COLUMNS:
+        return
+    found = f"{width:,}" if width <= MOST_VALUES else f"more than {MOST_VALUES:,}"
+    raise CSVTransferError(
+        f"{file}: the first record has {found} columns, and a table of PostgreSQL {MOST_COLUMNS:,}"
+        " at most; is the delimiter right? Name it with --delimiter, or leave columns out with"
+        ' --columns "NAME="',
+        file=file,
+        line=1,
+    )
 
 
 def create_table(
@@ -184,5 +212,5 @@ def create_table(
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(f'"{name}"' for name in names[:20])
+    shown = ", ".join(f'"{shortened(name)}"' for name in names[:20])
     return shown if len(names) <= 20 else f"{shown}, …"

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_pgmonkey.csv_transfer.dialect import (
+    MOST_VALUES,
     Dialect,
     line_end_of,
     quote_end_markers,
@@ -90,3 +91,40 @@ def test_only_a_record_that_is_an_end_marker_is_quoted(
     text: bytes, guarded: bytes, size: int
 ) -> None:
     assert b"".join(quote_end_markers(cut(text, size), '"')) == guarded
+
+
+def _values_by_character(record: str) -> list[str | None]:
+    """What COPY does, one character after the other."""
+    values: list[str | None] = []
+    value, was_quoted, is_open = "", False, False
+    position = 0
+    while position <= len(record):
+        character = record[position : position + 1]
+        if not is_open and character in (",", ""):
+            values.append(None if not value and not was_quoted else value)
+            value, was_quoted = "", False
+        elif character == '"' and is_open and record[position + 1 : position + 2] == '"':
+            value += '"'
+            position += 1
+        elif character == '"':
+            is_open, was_quoted = not is_open, True
+        elif character == "":
+            values.append(value)
+        else:
+            value += character
+        position += 1
+    return values
+
+
+@given(st.text(st.sampled_from('a",\n')))
+def test_any_record_is_read_as_copy_reads_it(record: str) -> None:
+    record = record.rstrip("\n")
+    assert Dialect().values(record.encode()) == _values_by_character(record)
+
+
+def test_a_value_may_hold_any_number_of_delimiters() -> None:
+    quoted = b'"' + b"," * 100_000 + b'"'
+    assert Dialect().split(b"a," + quoted + b",b\n") == [b"a", quoted, b"b"]
+    many = Dialect().split(b'"",' * 20_000)
+    assert len(many) == MOST_VALUES + 1
+    assert b",".join(many) == b'"",' * 20_000
