@@ -46,6 +46,11 @@ def parse_sql(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 )
 @format_options
 @click.option("--no-header", is_flag=True, help="Do not write the names of the columns.")
+@click.option(
+    "--safe-formulas",
+    is_flag=True,
+    help="Put ' before texts that a spreadsheet would take for a formula.",
+)
 @file_errors_in_words()
 def export_csv(
     target: Target,
@@ -59,6 +64,7 @@ def export_csv(
     quote: str | None,
     null: str,
     no_header: bool,
+    safe_formulas: bool,
 ) -> None:
     """Write a table, or the rows of a query, to a CSV file.
 
@@ -91,6 +97,7 @@ def export_csv(
                 dialect=dialect,
                 encoding=encoding or "utf-8",
                 header=not no_header,
+                safe_formulas=safe_formulas,
                 progress=progress,
             )
     if not to_stdout:

@@ -31,6 +31,7 @@ def export_csv(
     dialect: Dialect | None = None,
     encoding: str = "utf-8",
     header: bool = True,
+    safe_formulas: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Write a table or the rows of a query to *target* and return how many rows there were.
@@ -43,6 +44,9 @@ def export_csv(
     :param columns: the table's columns to write; all but the generated ones if None.
     :param where: an SQL condition on the table's rows.
     :param encoding: one that Python knows.
+    :param safe_formulas: put an apostrophe before texts, and names of columns, that a spreadsheet
+        would take for a formula: those that begin with ``=``, ``+``, ``-``, ``@`` or a control
+        character. Numbers and dates stay as they are.
     :param progress: is called after each block; the bytes in all are the planner's estimate.
     :raises CSVTransferError: if there is no such table, the query is more than one statement, or
         the encoding lacks a character.
@@ -53,7 +57,9 @@ def export_csv(
     with connection.transaction():
         connection.execute("SET TRANSACTION READ ONLY")
         select = _select(connection, table, query, columns, where)
-        _check_alone(connection, select)
+        columns_of_select = _check_alone(connection, select)
+        if safe_formulas:
+            select = _without_formulas(connection, select, columns_of_select)
         expected = _expected_rows(connection, select) if progress else 0
         # The line break ends a comment that the query may end with.
         copy = sql.SQL(
@@ -93,22 +99,66 @@ def _select(
     return sql.SQL("{} WHERE {}").format(select, _users_sql(where)) if where else select
 
 
-def _check_alone(connection: psycopg.Connection[Any], select: sql.Composable) -> None:
+def _check_alone(
+    connection: psycopg.Connection[Any], select: sql.Composable
+) -> list[tuple[str, int]]:
     """Make sure that *select* is one whole statement, which cannot end the COPY around it.
 
+    :return: the name and the type's OID of each column that it gives.
     :raises CSVTransferError: if it is several.
     """
     # The server runs nothing here, and takes one statement only, unlike in the simple protocol.
     connection.pgconn.send_prepare(b"", select.as_bytes(connection))
     (result,) = connection.wait(generators.execute(connection.pgconn))
     if result.status == pq.ExecStatus.COMMAND_OK:
-        return
+        connection.pgconn.send_describe_prepared(b"")
+        (result,) = connection.wait(generators.execute(connection.pgconn))
+    if result.status == pq.ExecStatus.COMMAND_OK:
+        encoding = connection.info.encoding
+        return [
+            ((result.fname(number) or b"").decode(encoding), result.ftype(number))
+            for number in range(result.nfields)
+        ]
     error = errors.error_from_result(result)
     if isinstance(error, errors.SyntaxError) and error.diag.statement_position is None:
         raise CSVTransferError(
             "the query is several statements; give one SELECT, VALUES or WITH statement"
         ) from error
     raise error
+
+
+HARMLESS_TYPES = (
+    *("bool", "int2", "int4", "int8", "oid", "float4", "float8", "numeric", "money"),
+    *("date", "time", "timetz", "timestamp", "timestamptz", "interval", "uuid", "bytea"),
+)
+"""The types of which no value is more than a number or a word to a spreadsheet."""
+BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
+
+
+def _without_formulas(
+    connection: psycopg.Connection[Any], select: sql.Composable, columns: list[tuple[str, int]]
+) -> sql.Composable:
+    """*select* with an apostrophe before what a spreadsheet would take for a formula."""
+    harmless = {connection.adapters.types[name].oid for name in HARMLESS_TYPES}
+    aliases = [sql.Identifier(f"c{number}") for number in range(len(columns))]
+    # What concat gives is what COPY writes, unlike a cast to text, which drops a char(n)'s blanks.
+    guarded = sql.SQL(
+        "CASE WHEN num_nulls({c}) = 0 THEN"
+        " concat(CASE WHEN left(concat({c}), 1) IN ({begins}) THEN '''' END, {c}) END"
+    )
+    begins = sql.SQL(", ").join(map(sql.Literal, BEGINS_FORMULA))
+    shown = [
+        sql.SQL("{} AS {}").format(
+            alias if type_oid in harmless else guarded.format(c=alias, begins=begins),
+            sql.Identifier(f"'{name}" if name.startswith(BEGINS_FORMULA) else name),
+        )
+        for alias, (name, type_oid) in zip(aliases, columns, strict=True)
+    ]
+    if not shown:
+        return select
+    return sql.SQL("SELECT {} FROM ({}\n) AS rows ({})").format(
+        sql.SQL(", ").join(shown), select, sql.SQL(", ").join(aliases)
+    )
 
 
 def _users_sql(text: str) -> sql.SQL:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import gzip
 import importlib
 import io
@@ -244,3 +245,37 @@ def test_another_copy_than_the_one_asked_for_ends_the_export(pairs: Connection) 
     with pytest.raises(CSVTransferError, match="began another copy"):
         _copy_out(pairs, statement, lambda row: None, 0, None)
     assert pairs.closed
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", '=HYPERLINK("x")']  # noqa: RUF001
+
+
+@pytest.mark.parametrize("type_name", ["text", "varchar", "char(20)", "label", "jsonb", "word"])
+def test_formulas_become_texts(connection: Connection, type_name: str) -> None:
+    connection.execute("CREATE TYPE label AS ENUM ('=1', 'plain')")
+    connection.execute("CREATE DOMAIN word AS text")
+    connection.execute(
+        sql.SQL('CREATE TABLE t (n integer, "=1" {}, "=1 " integer)').format(sql.SQL(type_name))  # pyright: ignore[reportArgumentType]
+    )
+    dangerous = {"label": ["=1"], "jsonb": ["-1"]}.get(type_name, FORMULAS)
+    harmless = {"label": ["plain"], "jsonb": ["1", '"=1"']}.get(type_name, ["a=1", "'", "", " =1"])
+    for number, value in enumerate([*dangerous, *harmless, None]):
+        connection.execute("INSERT INTO t VALUES (%s, %s, -1)", [number, value])
+    stream, plain = io.BytesIO(), io.BytesIO()
+    export_csv(connection, stream, table="t", safe_formulas=True)
+    export_csv(connection, plain, table="t")
+    written = list(csv.reader(io.StringIO(stream.getvalue().decode(), newline="")))
+    before = list(csv.reader(io.StringIO(plain.getvalue().decode(), newline="")))
+    assert written[0] == ["n", "'=1", "'=1 "]
+    for old, (index, text, minus) in zip(before[1:], written[1:], strict=True):
+        assert (index, minus) == (old[0], "-1")
+        assert text == ("'" + old[1] if int(index) < len(dangerous) else old[1])
+    assert written[-1][1] == ""
+    assert stream.getvalue().splitlines()[-1].decode().endswith(",,-1"), "NULL is no empty text"
+
+
+def test_a_query_with_two_columns_of_a_name_is_made_safe(pairs: Connection) -> None:
+    stream = io.BytesIO()
+    query = "SELECT name AS x, '-'||id AS x FROM pairs WHERE id < 3 ORDER BY id DESC -- last;"
+    export_csv(pairs, stream, query=query, safe_formulas=True)
+    assert stream.getvalue() == b'x,x\n"",\'-2\n"a,b",\'-1\n'
