@@ -17,6 +17,7 @@ from .database import AsyncDatabase, Database
 from .errors import ConfigError, EnvInterpolationError, PGMonkeyError
 from .extension import PGMonkey
 from .manager import PGConnectionManager
+from .printable import guard_log as _guard_log
 
 __all__ = [
     "AsyncDatabase",
@@ -31,3 +32,5 @@ __all__ = [
     "redact_config",
     "resolve_env_vars",
 ]
+
+_guard_log()

@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import psycopg
@@ -16,6 +16,7 @@ from psycopg.rows import namedtuple_row
 
 from .config import Config
 from .config.libpq import KEYWORDS, effective_options
+from .printable import printable
 
 if sys.platform != "win32":
     import pwd
@@ -45,7 +46,7 @@ class Recommendation(NamedTuple):
 
     def __str__(self) -> str:
         value = self.value if re.fullmatch(r"\d+|on|off", self.value) else f"'{self.value}'"
-        return f"{self.setting} = {value}  # {self.reason}"
+        return printable(f"{self.setting} = {value}  # {self.reason}")
 
 
 class HbaRule(NamedTuple):
@@ -63,7 +64,10 @@ class HbaRule(NamedTuple):
         return " ".join(filter(None, self[:5]))
 
     def __str__(self) -> str:
-        return f"{self.fields}  # {self.reason}"
+        reason = self.reason
+        if not self.fields.isprintable():
+            reason += "; rename what has characters that cannot be shown: no line can name it"
+        return printable(f"{self.fields}  # {reason}")
 
 
 class AuditRow(NamedTuple):
@@ -81,7 +85,8 @@ class Client:
     """A config as the server meets it."""
 
     config: Config
-    options: Options
+    options: Options = field(repr=False)
+    """They may hold secrets other than the password."""
     has_password: bool
 
     @property
@@ -259,6 +264,8 @@ def _hba_name(name: str) -> str:
     keywords = ("all", "sameuser", "samerole", "samegroup", "replication")
     if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in keywords:
         return name
+    if name.startswith("/"):  # A regular expression since PostgreSQL 16, in quotes too.
+        name = "/^" + re.sub(r"(\W)", r"\\\1", name) + "$"
     return '"' + name.replace('"', '""') + '"'
 
 

@@ -13,7 +13,8 @@ import click
 import psycopg
 
 from ..errors import ConfigError, PGMonkeyError
-from .errors import WorkFailed, WrongUsage, one_line, without_uris
+from ..printable import one_line
+from .errors import WorkFailed, WrongUsage, without_uris
 
 COMMANDS = {
     "test": "try_connections",

@@ -9,6 +9,7 @@ import click
 from ..config.template import template, template_from_environment, template_from_uri
 from ..files import new_file
 from .errors import WorkFailed, WrongUsage, file_errors_in_words
+from .terminal import say_aside
 
 
 @click.command("create-config")
@@ -45,8 +46,8 @@ def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -
             file.write(content.encode())
     except FileExistsError as error:
         raise WorkFailed(f"{path} exists already; --force replaces it.") from error
-    click.echo(f"Wrote {path}.", err=True)
+    say_aside(f"Wrote {path}.")
     for variable in variables:
-        click.echo(f"Its secret is not in the file: put it into the variable {variable}.", err=True)
+        say_aside(f"Its secret is not in the file: put it into the variable {variable}.")
     if variables or from_env:
-        click.echo("The file needs PGMONKEY_RESOLVE_ENV = True, or --resolve-env.", err=True)
+        say_aside("The file needs PGMONKEY_RESOLVE_ENV = True, or --resolve-env.")

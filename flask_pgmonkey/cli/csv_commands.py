@@ -22,7 +22,7 @@ from rich.progress import (
 
 from .. import csv_transfer
 from ..csv_transfer import Dialect, check_character, check_encoding
-from .terminal import stderr_console
+from .terminal import say_aside, stderr_console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,7 +55,10 @@ def parse_names(ctx: click.Context, param: click.Parameter, value: str | None) -
     """The names between commas; a name with a comma stands in double quotes."""
     if value is None:
         return []
-    names = [name.strip() for name in next(csv.reader([value]), [])]
+    try:
+        names = [name.strip() for name in next(csv.reader([value]), [])]
+    except csv.Error as error:  # A line break outside of quotes, or a name of 128 KiB.
+        raise click.BadParameter("it is no line of names between commas.") from error
     if not names or "" in names:
         raise click.BadParameter("a name is empty.")
     return names
@@ -144,7 +147,7 @@ def exiting_on_interrupt(outcome: str) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         ended_by = interrupt.number if isinstance(interrupt, Ended) else signal.SIGINT
         with suppress(OSError):  # The terminal may be gone.
-            stderr_console().print(f"Interrupted: {outcome}.")
+            say_aside(f"Interrupted: {outcome}.")
         sys.exit(128 + ended_by)
     finally:
         for number in caught:

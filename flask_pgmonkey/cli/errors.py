@@ -10,22 +10,25 @@ from pathlib import Path
 
 import click
 
+from ..printable import one_line
+
 
 class WrongUsage(click.ClickException):
     """What the user has to write differently: one line on stderr, exit code 2."""
 
     exit_code = 2
 
+    def format_message(self) -> str:
+        return one_line(self.message)
+
 
 class WorkFailed(click.ClickException):
     """Work that was asked for properly and failed: one line on stderr, exit code 1."""
 
+    def format_message(self) -> str:
+        return one_line(self.message)
+
     exit_code = 1
-
-
-def one_line(error: BaseException) -> str:
-    """The text of *error* without its line breaks; its type where it has no text."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def without_uris(text: str) -> str:

@@ -18,7 +18,7 @@ from .csv_commands import (
 )
 from .errors import file_errors_in_words
 from .targets import Target, database_options
-from .terminal import stderr_console
+from .terminal import say_aside
 
 
 def parse_sql(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -101,4 +101,4 @@ def export_csv(
                 progress=progress,
             )
     if not to_stdout:
-        stderr_console().print(f"{counted(rows, 'row')} into {file}.", soft_wrap=True)
+        say_aside(f"{counted(rows, 'row')} into {file}.")

@@ -13,6 +13,7 @@ from ..config.libpq import URI_SCHEMES
 from ..files import new_file
 from .errors import WorkFailed, WrongUsage, file_errors_in_words
 from .targets import Target, database_options
+from .terminal import say_aside
 
 
 @click.command("generate-code")
@@ -67,7 +68,7 @@ def generate_code(
             stream.write(program.encode())
     except FileExistsError as error:
         raise WorkFailed(f"{output} exists already; --force replaces it.") from error
-    click.echo(f"Wrote {output}.", err=True)
+    say_aside(f"Wrote {output}.")
 
 
 def file_of(target: Target) -> str:

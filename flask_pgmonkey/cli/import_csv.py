@@ -25,7 +25,7 @@ from .csv_commands import (
 )
 from .errors import file_errors_in_words
 from .targets import Target, database_options
-from .terminal import stderr_console
+from .terminal import say_aside
 
 
 @click.command("import-csv")
@@ -144,23 +144,21 @@ def import_csv(
 
 
 def report_import(result: ImportResult, table: str, dry_run: bool) -> None:
-    console = stderr_console()
     if result.created is not None:
         columns = ", ".join(f"{name} {type_name}" for name, type_name in result.created.items())
-        console.print(f"Made the table {table}: {columns}.", soft_wrap=True)
+        say_aside(f"Made the table {table}: {columns}.")
     for rejection in result.rejections:
-        console.print(rejection, soft_wrap=True)
+        say_aside(rejection)
     if result.rejected_file:
         rejected = counted(result.rejected, "rejected row")
         verb = "is" if result.rejected == 1 else "are"
-        console.print(f"{rejected} {verb} in {result.rejected_file}.", soft_wrap=True)
+        say_aside(f"{rejected} {verb} in {result.rejected_file}.")
     elif result.rejected:
-        console.print(f"{counted(result.rejected, 'row')} would be rejected.", soft_wrap=True)
-    console.print(
+        say_aside(f"{counted(result.rejected, 'row')} would be rejected.")
+    say_aside(
         f"{counted(result.rows, 'row')} into {table} (read as {result.encoding}, delimiter"
         f" {result.dialect.delimiter!r}, {'with' if result.header else 'without'} header)"
-        + (", all rolled back." if dry_run else "."),
-        soft_wrap=True,
+        + (", all rolled back." if dry_run else ".")
     )
 
 

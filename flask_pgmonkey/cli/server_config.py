@@ -19,7 +19,7 @@ from ..server_audit import (
     recommend_settings,
 )
 from .targets import Target, find_options, find_targets
-from .terminal import print_table
+from .terminal import print_table, say
 
 
 @click.command("server-config")
@@ -82,18 +82,20 @@ def audit_server(
 
 
 def print_report(clients: Mapping[str, Client], rows: Sequence[AuditRow], workers: int) -> None:
-    click.echo(f"# Server of {', '.join(clients)}: {server_name(clients)}")
+    say(f"# Server of {', '.join(clients)}: {server_name(clients)}")
     if rows:
         print_table([field.capitalize() for field in AuditRow._fields], rows)
         return
-    click.echo("\n# postgresql.conf")
+    say()
+    say("# postgresql.conf")
     for line in recommend_settings(clients.values(), workers):
-        click.echo(line)
-    click.echo("\n# pg_hba.conf: TYPE DATABASE USER ADDRESS METHOD")
+        say(line)
+    say()
+    say("# pg_hba.conf: TYPE DATABASE USER ADDRESS METHOD")
     for client in clients.values():
         for rule in recommend_hba_rules(client):
-            click.echo(rule)
-    click.echo()
+            say(rule)
+    say()
 
 
 def as_mapping(

@@ -27,9 +27,9 @@ from ..connections.server_connection_async import AsyncServerConnection
 from ..embedded import leave_all
 from ..errors import ConfigError
 from ..manager import PGConnectionManager
-from .errors import one_line
+from ..printable import one_line
 from .targets import Target, find_options, find_targets
-from .terminal import print_table
+from .terminal import print_table, say, say_aside
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def try_connections(
         print_rows(list(rows.values()), as_json)
     else:
         for error in unusable.values():
-            click.echo(f"Error: {one_line(error)}", err=True)
+            say_aside(f"Error: {one_line(error)}")
     exit_code = 2 if unusable else int(not all(row.passed for row in rows.values()))
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))
@@ -344,9 +344,9 @@ def print_rows(rows: Sequence[Row], as_json: bool) -> None:
     print_table(HEADERS, map(cells, rows))
     for row in rows:
         if row.error is not None:
-            click.echo(f"{row.bind} {row.type}: {row.error}")
+            say(f"{row.bind} {row.type}: {row.error}")
         elif row.login_expires is not None:
-            click.echo(f"{row.bind} {row.type}: the login ends at {row.login_expires}")
+            say(f"{row.bind} {row.type}: the login ends at {row.login_expires}")
 
 
 HEADERS = ("Bind", "Type", "Result", "Server", "TLS", "Auth", "Connect", "Query", "Pool")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import psycopg
 
 from ..errors import PGMonkeyError
+from ..printable import one_line
 from .inference import value_class
 
 UNDECODABLE = "22021"
@@ -33,7 +34,7 @@ class CSVTransferError(PGMonkeyError):
         column: str | None = None,
         value_class: str | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))  # Names and values of the file are in it.
         self.file = file
         self.line = line
         """The line of the file as an editor counts it; the last of a record with several."""

@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from ..files import new_file, our_file
+from ..printable import one_line
 from .dialect import Dialect, LongRecordError
 from .errors import line_of, located_error
 from .reading import CSVText
@@ -233,4 +234,4 @@ class _PieceLoader:
         self._rejects.write(record if record.endswith(self._line_end) else record + self._line_end)
         self.loaded.rejected += 1
         if len(self.loaded.rejections) < SHOWN_REJECTIONS:
-            self.loaded.rejections.append(" ".join(str(located).split()))
+            self.loaded.rejections.append(one_line(located))
