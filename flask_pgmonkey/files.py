@@ -54,6 +54,8 @@ def opened_place(path: str | os.PathLike[str], *, follow: bool = True) -> Iterat
     :param follow: whether it may itself be a link; if not, the place is that of the link.
     :raises OSError: if a folder is missing, or a stranger's link stands in the way.
     """
+    if not _can_be_path(path):
+        raise OSError(errno.EINVAL, "has a character that no path can have", os.fspath(path))
     if not _HAS_DESCRIPTORS_OF_FOLDERS:  # Windows, where links are the administrator's
         name = os.path.realpath(path) if follow else os.fspath(path)
         yield Place(None, name, os.stat(name) if os.path.exists(name) else None, False)
@@ -104,6 +106,13 @@ def opened_place(path: str | os.PathLike[str], *, follow: bool = True) -> Iterat
         raise
     finally:
         os.close(folder)
+
+
+def _can_be_path(path: str | os.PathLike[str]) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _stepped(folder: int, name: str, flags: int) -> int:

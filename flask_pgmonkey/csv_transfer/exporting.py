@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 from .dialect import Dialect
 from .errors import CSVTransferError
 from .streams import Progress, check_encoding, open_target
-from .tables import TableName, column_types
+from .tables import TableName, check_text, column_types
 
 Write = Callable[[Any], object]
 
@@ -53,6 +53,10 @@ def export_csv(
     :raises OSError: if the file cannot be written.
     """
     dialect = dialect or Dialect()
+    for what, text in (("the query", query), ("the condition", where), ("NULL", dialect.null)):
+        check_text(text or "", what)
+    for column in columns or ():
+        check_text(column, "a column's name")
     check_encoding(encoding)
     with connection.transaction():
         connection.execute("SET TRANSACTION READ ONLY")

@@ -20,6 +20,7 @@ from .reading import CSVText
 from .streams import Progress, open_source, without_compression
 from .tables import (
     TableName,
+    check_text,
     column_types,
     columns_by_position,
     columns_of_header,
@@ -91,6 +92,7 @@ def import_csv(
     :raises CSVTransferError: if the file or the table cannot be used; nothing is imported.
     """
     name = TableName.parse(table)
+    check_text(null, "NULL")
     with open_source(source) as opened:
         csv_text = CSVText(opened, encoding)
         with connection.transaction(force_rollback=dry_run):

@@ -10,7 +10,7 @@ import stat
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -38,7 +38,10 @@ def check_encoding(encoding: str) -> str:
 
     :raises LookupError: if Python knows no text encoding of that name.
     """
-    "".encode(encoding)
+    try:
+        "".encode(encoding)
+    except ValueError as error:  # The name itself cannot be looked up, or it is "undefined".
+        raise LookupError(f"unknown encoding: {encoding}") from error
     return encoding
 
 
@@ -134,11 +137,20 @@ def utf8_blocks(source: Source, first: bytes, encoding: str) -> Iterator[bytes]:
         state = decoder.getstate()
         try:
             text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
+            if not isinstance(error, UnicodeDecodeError):
+                raise CSVTransferError(
+                    f"{source.name}, line {line}: the text is not {encoding} ({error}); name the"
+                    " file's encoding with --encoding",
+                    file=source.name,
+                    line=line,
+                ) from error
             # The state has the byte order and the start of a character, as the error's object has.
             lenient = codecs.getincrementaldecoder(encoding)("ignore")
             lenient.setstate(state)
-            good = lenient.decode(block[: max(0, error.start - len(state[0]))])
+            good = ""
+            with suppress(UnicodeError):  # Where the mark is wrong too.
+                good = lenient.decode(block[: max(0, error.start - len(state[0]))])
             wrong = error.object[error.start : error.end].hex(" ")
             line += good.count("\n") or good.count("\r")
             raise CSVTransferError(

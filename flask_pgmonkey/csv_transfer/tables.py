@@ -36,6 +36,7 @@ class TableName:
 
         :raises CSVTransferError: for another number of parts, or an empty one.
         """
+        check_text(text, "the table's name")
         if (quoted := _QUOTED_PART.match(text)) is not None:
             first, rest = quoted[1].replace('""', '"'), text[quoted.end() :]
             if quoted.end() == len(text) and not text.endswith("."):
@@ -58,6 +59,24 @@ class TableName:
 
     def __str__(self) -> str:
         return self.table if self.schema is None else f"{self.schema}.{self.table}"
+
+
+def check_text(text: str, what: str) -> str:
+    """*text* itself.
+
+    :raises CSVTransferError: if PostgreSQL cannot take it.
+    """
+    if "\0" in text or not _is_unicode(text):
+        raise CSVTransferError(f"{what} has a character that PostgreSQL cannot take: {text}")
+    return text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # A lone surrogate, which stands for a byte that is not UTF-8.
+        return False
+    return True
 
 
 def _no_table_name(text: str) -> CSVTransferError:
@@ -114,6 +133,8 @@ def columns_of_header(
         raise CSVTransferError(f"{file}: --columns names {_listed(unknown)}, not in the header")
     left_out = sum(column is None for column in mapping.values())
     check_width(len(header) if len(header) > MOST_VALUES else len(header) - left_out, file)
+    for column in mapping.values():
+        check_text(column or "", "a name in --columns")
     found: list[str | None] = []
     taken: set[str] = set()
     for position, name in enumerate(header, 1):
@@ -140,6 +161,7 @@ def columns_of_header(
                     line=1,
                     column=name,
                 )
+            check_text(column, f"{file}: a name in the header")
             if column in taken:
                 raise CSVTransferError(
                     f'{file}: two columns of the header go to the column "{shortened(column)}"; map'
@@ -168,7 +190,10 @@ def columns_by_position(
                 file=file,
                 line=1,
             )
-        return [find_column(name, columns or ()) or name for name in chosen]
+        return [
+            find_column(check_text(name, "a name in --columns"), columns or ()) or name
+            for name in chosen
+        ]
     if columns:
         return [*columns]  # If their number is another, the server says so.
     check_width(width, file)
