@@ -13,7 +13,7 @@ from typing import Any
 
 from flask import Flask
 
-from . import csrf, errors, views
+from . import csrf, errors, headers, views
 from .database import db, init_db_command, refusing_in_one_line
 
 
@@ -33,6 +33,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         db.init_app(app)
     csrf.init_app(app)
     errors.init_app(app)
+    headers.init_app(app)
+    app.url_map.converters["row_id"] = views.RowId
     app.register_blueprint(views.desk)
     app.cli.add_command(init_db_command)
     app.add_template_filter(money)

@@ -16,6 +16,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, show_http_error)
     app.register_error_handler(psycopg.errors.UndefinedTable, offer_to_create_tables)
     app.register_error_handler(SetupRefusedError, show_refused_setup)
+    app.register_error_handler(psycopg.errors.NumericValueOutOfRange, show_number_too_large)
     app.register_error_handler(psycopg.OperationalError, show_database_down)
     app.register_error_handler(PGMonkeyError, show_database_down)
 
@@ -38,8 +39,15 @@ def show_refused_setup(error: SetupRefusedError) -> ResponseReturnValue:
     return render_template("error.html", title=title, text=str(error)), 503
 
 
+def show_number_too_large(error: psycopg.errors.NumericValueOutOfRange) -> ResponseReturnValue:
+    text = "That would be a larger number than the desk can keep. Nothing was changed."
+    if wants_json():
+        return {"error": text}, 400
+    return render_template("error.html", title="Too large a number", text=text), 400
+
+
 def show_database_down(error: Exception) -> ResponseReturnValue:
-    current_app.logger.error("The database did not answer: %s", error)
+    current_app.logger.error("The database did not answer: %r", error)  # in one line
     text = "The database does not answer just now. Please try again shortly."
     if wants_json():
         return {"error": text}, 503, {"Retry-After": "5"}

@@ -8,6 +8,9 @@ from decimal import Decimal
 
 from .database import db
 
+LARGEST_TOTAL = Decimal("99999999.99")
+"""What the column holds, a numeric(10, 2)."""
+
 
 class OrderRefusedError(Exception):
     """An order that cannot be placed. The message is for the customer."""
@@ -54,6 +57,8 @@ def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
                 )
 
         total = sum(product.price * quantities[product.id] for product in products)
+        if total > LARGEST_TOTAL:
+            raise OrderRefusedError("This is too much for one order. Please order in parts.")
         order_id = tx.fetch_exactly_one(
             "INSERT INTO orders (user_id, total) VALUES (%s, %s) RETURNING id",
             [user_id, total],

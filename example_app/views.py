@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from flask import Blueprint, Response, abort, flash, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from psycopg.rows import dict_row
+from werkzeug.routing import IntegerConverter
 
 from .database import db, init_db
 from .orders import OrderRefusedError, place_order
@@ -17,6 +18,15 @@ desk = Blueprint("desk", __name__)
 
 ORDERS_ON_A_PAGE = 20
 ABOVE_EVERY_ORDER = 2**31 - 1
+
+
+class RowId(IntegerConverter):
+    """The number of a row, in an address: as many digits as an integer of PostgreSQL has.
+
+    Python refuses to read a number of 5,000 digits, and PostgreSQL one that no column can hold.
+    """
+
+    regex = r"\d{1,10}"
 
 
 @desk.get("/")
@@ -44,7 +54,7 @@ def orders() -> str:
     )
 
 
-@desk.get("/orders/<int:order_id>")
+@desk.get("/orders/<row_id:order_id>")
 def order(order_id: int) -> str:
     found = db.fetch_one_or_404(
         "SELECT orders.id, placed_at, total, users.name AS customer, email"
@@ -96,7 +106,7 @@ def products() -> str:
     return render_template("products.html", products=found)
 
 
-@desk.post("/products/<int:product_id>/restock")
+@desk.post("/products/<row_id:product_id>/restock")
 def restock(product_id: int) -> ResponseReturnValue:
     pieces = request.form.get("pieces", 0, type=int)
     if not 1 <= pieces <= 1000:

@@ -27,7 +27,9 @@ def test_pages_show_what_is_in_the_database(visitor: Visitor, path: str, text: s
     assert text in response.text
 
 
-@pytest.mark.parametrize("path", ["/orders/999", f"/orders/{10**30}", "/nowhere"])
+@pytest.mark.parametrize(
+    "path", ["/orders/999", f"/orders/{10**30}", f"/orders/{'1' * 5000}", "/nowhere"]
+)
 def test_what_is_not_there_is_a_page_too(visitor: Visitor, path: str) -> None:
     response = visitor.get(path)
     assert response.status_code == 404
@@ -124,3 +126,49 @@ def test_a_visitor_who_leaves_in_the_middle_of_the_file_holds_no_connection(
         next(response.iter_encoded())
         response.close()
     assert visitor.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/orders.csv", "/nowhere", "/api/users", "/static/desk.css"])
+def test_no_other_site_frames_a_page_or_is_told_where_a_visitor_was(
+    visitor: Visitor, path: str
+) -> None:
+    with visitor.get(path) as response:
+        headers = response.headers
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert headers["Referrer-Policy"] == "same-origin"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_no_page_needs_what_the_policy_forbids(visitor: Visitor) -> None:
+    for path in ("/", "/orders/1", "/orders/new", "/products", "/users", "/nowhere"):
+        page = visitor.get(path).text
+        assert not re.search(r"<script|<style| style=| on[a-z]+=|javascript:|<iframe", page)
+        assert not re.search(r'(src|href)="(https?:)?//', page)
+
+
+@pytest.mark.parametrize("number", [2**31, 2**63, 10**30, 10**200, "9" * 5000, -(10**30), "1e9"])
+def test_a_number_that_no_column_holds_is_refused(
+    desk: Flask, visitor: Visitor, number: object
+) -> None:
+    assert visitor.send("/orders/new", user=number, quantity_1=1).status_code == 409
+    assert visitor.send("/orders/new", user=1, quantity_1=number).status_code == 409
+    assert visitor.send("/products/1/restock", pieces=number).status_code == 400
+    assert visitor.send(f"/products/{number}/restock", pieces=1).status_code == 404
+    assert visitor.get(f"/orders/{number}").status_code == 404
+    assert visitor.get(f"/?before={number}").status_code == 200
+    with desk.app_context():
+        assert db.fetch_value("SELECT count(*) FROM orders") == 45
+
+
+def test_sums_that_no_column_holds_are_refused(desk: Flask, visitor: Visitor) -> None:
+    with desk.app_context():
+        db.execute("UPDATE products SET stock = 2147483647 WHERE id = 1")
+    refused = visitor.send("/orders/new", user=1, quantity_1=2**31 - 1)
+    assert refused.status_code == 409
+    assert "too much for one order" in refused.text
+    full = visitor.send("/products/1/restock", pieces=1)
+    assert full.status_code == 400
+    assert "Too large a number" in full.text
+    with desk.app_context():
+        assert db.fetch_value("SELECT stock FROM products WHERE id = 1") == 2147483647
