@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 from .interpolation import KeyPath, dotted
@@ -93,9 +92,8 @@ def _origin_in_libpq(keyword: str, in_use: dict[str, Any], kwargs: dict[str, Any
 
 def _pool_values(config: Config, section: str) -> Iterator[tuple[KeyPath, Any, str]]:
     pool = config.pool if section == "pool_settings" else config.async_pool
-    for field in fields(pool):
-        path = (section, field.name)
-        yield path, getattr(pool, field.name), _origin(config, path)
+    for name, value in pool._asdict().items():
+        yield (section, name), value, _origin(config, (section, name))
 
 
 def _server_values(config: Config, section: str) -> Iterator[tuple[KeyPath, Any, str]]:

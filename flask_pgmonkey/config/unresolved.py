@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .bounds import require_bounded
@@ -19,10 +19,12 @@ from .interpolation import (
     unresolved_reference,
 )
 from .libpq import URI_SCHEMES
-from .logins import LoginSource, login_source
 from .redaction import is_secret_key
 from .values import PSYCOPG_KEYS, Setting, check_keys
 from .yaml_file import logger, path_of, read_file, type_name, unwrap, warn_if_readable
+
+if TYPE_CHECKING:
+    from .logins import LoginSource
 
 # libpq weighs the connection settings against each other, but for these.
 _NEVER_WEIGHED = {"dbname", "password", *PSYCOPG_KEYS}
@@ -204,7 +206,11 @@ def read_unresolved(
     references = References(origin, folder, allow_sensitive_defaults) if resolve_env else None
     sections = check_keys(content, origin)
     settings = sections["connection_settings"]
-    login = login_source(settings.get("password"), origin, references)
+    password, login = settings.get("password"), None
+    if password is not None and not isinstance(password, str):
+        from .logins import login_source  # few have one
+
+        login = login_source(password, origin, references)
     if login is not None:
         del settings["password"]
     type_ = content.get("connection_type")

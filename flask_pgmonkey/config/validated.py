@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
@@ -236,8 +236,8 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         connection.prepared_max,
         connection.of_psycopg,
         unresolved.login and (unresolved.login.kind, unresolved.login.identity),
-        astuple(pool),
-        astuple(async_pool),
+        tuple(pool),
+        tuple(async_pool),
         _identity(unresolved, "connection_settings", connection.own, connection.from_uri),
         *(_identity(unresolved, section, values) for section, values in server_settings.items()),
     )
@@ -280,7 +280,7 @@ def _connection_type(unresolved: UnresolvedConfig) -> str:
 def _pool_settings(unresolved: UnresolvedConfig, section: str) -> PoolSettings:
     settings = unresolved.settings(section)
     values = {name: POOL_KEYS[name](setting) for name, setting in settings.items()}
-    values.setdefault("max_size", max(PoolSettings.max_size, values.get("min_size", 0)))
+    values.setdefault("max_size", max(PoolSettings().max_size, values.get("min_size", 0)))
     pool = PoolSettings(**values)
     if pool.min_size > pool.max_size:
         raise ConfigError(

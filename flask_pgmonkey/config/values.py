@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError
 from .interpolation import KeyPath, dotted, looks_like_reference
@@ -241,13 +240,8 @@ TCP_DEFAULTS = {
 }
 
 
-def _key(default: Any, read: Callable[[Setting], Any], ours: bool = False) -> Any:
-    return field(default=default, metadata={"read": read, "ours": ours})
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """Size and patience of a pool, and the table of its keys; times are in seconds.
+class PoolSettings(NamedTuple):
+    """Size and patience of a pool; times are in seconds. :data:`POOL_KEYS` reads them.
 
     :param max_size: by default 10, or ``min_size`` if that is larger.
     :param max_waiting: how many may wait for a connection; 0 is any number.
@@ -258,29 +252,41 @@ class PoolSettings:
     :param query_timeout: cancel a query that runs longer; 0 is never.
     """
 
-    min_size: int = _key(1, partial(whole_number, least=0))
-    max_size: int = _key(10, partial(whole_number, least=1))
-    timeout: float = _key(5.0, seconds)
-    max_waiting: int = _key(0, partial(whole_number, least=0))
-    max_lifetime: float = _key(3600.0, seconds)
-    max_idle: float = _key(600.0, seconds)
-    reconnect_timeout: float = _key(2.0, partial(seconds, zero=True))
-    num_workers: int = _key(3, partial(whole_number, least=1))
-    check_on_checkout: bool = _key(False, switch, ours=True)
-    reset_on_return: bool | Literal["auto"] = _key("auto", switch_or_auto, ours=True)
-    leak_threshold: float = _key(0.0, partial(seconds, zero=True), ours=True)
-    query_timeout: float = _key(0.0, partial(seconds, zero=True), ours=True)
+    min_size: int = 1
+    max_size: int = 10
+    timeout: float = 5.0
+    max_waiting: int = 0
+    max_lifetime: float = 3600.0
+    max_idle: float = 600.0
+    reconnect_timeout: float = 2.0
+    num_workers: int = 3
+    check_on_checkout: bool = False
+    reset_on_return: bool | Literal["auto"] = "auto"
+    leak_threshold: float = 0.0
+    query_timeout: float = 0.0
 
     def of_psycopg_pool(self) -> dict[str, Any]:
         """The arguments for a pool of psycopg_pool's: all but the keys that are ours."""
-        return {
-            key.name: getattr(self, key.name) for key in fields(self) if not key.metadata["ours"]
-        }
+        return {key: value for key, value in self._asdict().items() if key not in _KEYS_OF_OURS}
 
 
+#: How each key of a pool section is read.
 POOL_KEYS: dict[str, Callable[[Setting], Any]] = {
-    key.name: key.metadata["read"] for key in fields(PoolSettings)
+    "min_size": partial(whole_number, least=0),
+    "max_size": partial(whole_number, least=1),
+    "timeout": seconds,
+    "max_waiting": partial(whole_number, least=0),
+    "max_lifetime": seconds,
+    "max_idle": seconds,
+    "reconnect_timeout": partial(seconds, zero=True),
+    "num_workers": partial(whole_number, least=1),
+    "check_on_checkout": switch,
+    "reset_on_return": switch_or_auto,
+    "leak_threshold": partial(seconds, zero=True),
+    "query_timeout": partial(seconds, zero=True),
 }
+_KEYS_OF_OURS = {"check_on_checkout", "reset_on_return", "leak_threshold", "query_timeout"}
+
 #: The keys of each section; None where any name of a server setting may stand.
 SECTIONS: dict[str, Collection[str] | None] = {
     "connection_settings": CONNECTION_KEYS,

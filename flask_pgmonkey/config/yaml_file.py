@@ -48,25 +48,29 @@ class SafeLoader(yaml.SafeLoader):
         raise yaml.constructor.ConstructorError(None, None, "", place)
 
 
-class _Loader(SafeLoader):
-    """Reads a number only where the text is just how Python writes that number.
+@cache
+def _loader() -> type[SafeLoader]:
+    """A loader that reads a number only where the text is just how Python writes that number.
 
     Everything else stays the text that stands in the file, so that a password ``0123`` or a
     version ``1.10`` is not changed on its way. (The C loader crashes on deep nesting.)
     """
 
+    class Loader(SafeLoader):
+        pass
 
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("merge", r"<<", ["<"]),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"0|-?[1-9][0-9]{0,15}", list("-0123456789")),
-    ("float", r"-?(?:0|[1-9][0-9]{0,7})\.(?:0|[0-9]{0,6}[1-9])", list("-0123456789")),
-):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _first
-    )
+    Loader.yaml_implicit_resolvers = {}
+    for tag, pattern, first in (
+        ("merge", r"<<", ["<"]),
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("int", r"0|-?[1-9][0-9]{0,15}", list("-0123456789")),
+        ("float", r"-?(?:0|[1-9][0-9]{0,7})\.(?:0|[0-9]{0,6}[1-9])", list("-0123456789")),
+    ):
+        Loader.add_implicit_resolver(
+            f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), first
+        )
+    return Loader
 
 
 def load_config(
@@ -159,7 +163,7 @@ def _decode(content: bytes, file: Path) -> str:
 def _parse(text: str, file: Path) -> dict[str, Any]:
     config, line = None, None
     try:
-        config = parse_yaml(text, file, _Loader)
+        config = parse_yaml(text, file, _loader())
     except NotYAMLError as error:
         line = error.line
     if line is not None:

@@ -29,6 +29,7 @@ def connection(**settings: Any) -> Config:
 
 def test_the_pool_keys_are_arguments_of_psycopg_pool_or_ours() -> None:
     arguments = set(PoolSettings().of_psycopg_pool())
+    assert tuple(POOL_KEYS) == PoolSettings._fields
     assert arguments == set(POOL_KEYS) - OURS
     for pool in (psycopg_pool.ConnectionPool, psycopg_pool.AsyncConnectionPool):
         assert arguments <= set(inspect.signature(pool).parameters)

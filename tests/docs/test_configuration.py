@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ def test_the_pool_table_has_every_key_with_its_default() -> None:
     }
     expected = {
         key: f"{value:g}" if isinstance(value, float) else str(value).lower()
-        for key, value in asdict(PoolSettings()).items()
+        for key, value in PoolSettings()._asdict().items()
     }
     assert defaults == expected
 
