@@ -19,7 +19,7 @@ from .proxy import Proxy
 from .servers import PrivateServer, Server, choose_server
 from .suite import OwnSuite, Suite
 
-WORKERS_PER_CORE = 1.5
+WORKERS_PER_CORE = 2
 MOST_WORKERS = 12  # the suite's server has connections for that many
 NO_SKIP = os.environ.get("PGMONKEY_NO_SKIP") == "1"
 this_run = pytest.StashKey[Suite]()
@@ -50,7 +50,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     files = {argument.partition("::")[0] for argument in config.args}
     if len(files) == 1 and files.pop().endswith(".py"):
         return 0
-    return min(int(WORKERS_PER_CORE * (os.cpu_count() or 2)), MOST_WORKERS)
+    return min(WORKERS_PER_CORE * (os.cpu_count() or 2), MOST_WORKERS)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

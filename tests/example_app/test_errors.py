@@ -71,7 +71,9 @@ def test_while_the_database_is_down_every_page_says_so_and_no_page_says_more(
             "port": unused.getsockname()[1],
             "password": "planted-password",
         }
-        client = create_app({"PGMONKEY_CONFIG": {"connection_settings": settings}}).test_client()
+        config = {"connection_settings": settings, "pool_settings": {"timeout": 0.3}}
+        app = create_app({"PGMONKEY_CONFIG": config})
+        client = app.test_client()
         with caplog.at_level(logging.DEBUG):
             for path in ("/", "/orders/new", "/products", "/users", "/orders.csv", "/api/orders"):
                 response = client.get(path)
@@ -80,11 +82,17 @@ def test_while_the_database_is_down_every_page_says_so_and_no_page_says_more(
                 assert "127.0.0.1" not in response.text
     assert "Connection refused" in caplog.text
     assert "planted-password" not in caplog.text
+    with app.app_context():
+        db.clear_cache()
 
 
 def test_init_db_without_a_server_says_so_in_one_line() -> None:
-    app = create_app({"PGMONKEY_CONFIG": "postgresql://nobody:hunter2@127.0.0.1:1/x"})
+    settings = {"uri": "postgresql://nobody:hunter2@127.0.0.1:1/x"}
+    config = {"connection_settings": settings, "pool_settings": {"timeout": 0.3}}
+    app = create_app({"PGMONKEY_CONFIG": config})
     result = app.test_cli_runner().invoke(args=["init-db"])
     assert result.exit_code == 1
     assert result.output.startswith("Error: connection failed")
     assert "hunter2" not in result.output
+    with app.app_context():
+        db.clear_cache()

@@ -31,6 +31,8 @@ def open_site() -> Iterator[Callable[..., Site]]:
 
     def make(settings: dict[str, Any], app: Flask | None = None, **pool_settings: Any) -> Site:
         app = app or Flask("tests")
+        # Many of these tests wait it out.
+        pool_settings = {"timeout": 0.3, **pool_settings}
         config = {"connection_settings": settings, "pool_settings": pool_settings}
         sites.append(Site(app, PGMonkey(app, config=config)))
         app.testing = False
