@@ -13,6 +13,8 @@ from typing import Any
 
 from flask import Flask
 
+from flask_pgmonkey.health import health_blueprint
+
 from . import csrf, errors, headers, views
 from .database import db, init_db_command, refusing_in_one_line
 
@@ -36,6 +38,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     headers.init_app(app)
     app.url_map.converters["row_id"] = views.RowId
     app.register_blueprint(views.desk)
+    app.register_blueprint(health_blueprint(), url_prefix="/health")
     app.cli.add_command(init_db_command)
     app.add_template_filter(money)
     return app

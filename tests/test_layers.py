@@ -12,7 +12,7 @@ PACKAGE = "flask_pgmonkey"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"cli", "monitor", "testing"},
+    {"cli", "health", "monitor", "testing"},
     {"csv_transfer", "server_audit", "codegen"},
     {"extension"},
     {"contexts", "unavailable"},

@@ -13,9 +13,12 @@ from ..errors import PGMonkeyError
 
 # libpq gives no SQLSTATE for a failed connection, only the server's words (PQerrorMessage).
 # Compiled when the first connection fails, for the sake of the import.
+_OUT_OF_CONNECTIONS = (
+    r"too many clients|too many connections|connection slots|no more connections allowed"
+)
 _PASSES_BY_ITSELF = (
     r"starting up|shutting down|in recovery|not (?:yet )?accepting connections"
-    r"|too many clients|too many connections|connection slots|no more connections allowed"
+    rf"|{_OUT_OF_CONNECTIONS}"
     r"|terminating connection|cannot connect to server|server login"
     r"|SSL SYSCALL error|unexpected eof"
 )
@@ -30,6 +33,12 @@ _LOGIN_REFUSED = r'authentication failed|\b28P01\b|wrong password|role ".*" does
 def is_login_refused(error: BaseException) -> bool:
     """Whether the server refused the user or the password, as with SQLSTATE 28P01."""
     return isinstance(error, psycopg.OperationalError) and _is_found(_LOGIN_REFUSED, error)
+
+
+def is_out_of_connections(error: BaseException) -> bool:
+    """Whether the server, or a pooler before it, serves as many as it may, as with SQLSTATE
+    53300."""
+    return isinstance(error, psycopg.OperationalError) and _is_found(_OUT_OF_CONNECTIONS, error)
 
 
 def can_pass(error: BaseException) -> bool:

@@ -56,6 +56,7 @@ APPS = {
     "transactions",
     "streaming",
     "slow_calls",
+    "health_checks",
 }
 
 SCHEMA = """
@@ -260,6 +261,21 @@ def test_a_stream_of_any_size(load: Callable[[str], ModuleType]) -> None:
     assert lines[-1] == "100000,200000"
     with recipe.app.app_context():
         recipe.db.clear_cache()
+
+
+def test_health_checks_answer(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    client = load("health_checks").app.test_client()
+    assert client.get("/health/live").json == {"status": "alive"}
+    ready = {"status": "ready", "failures": 0, "pool": None}
+    page = (DOCS / "monitoring.md").read_text()
+    shown = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    assert client.get("/health/ready").json == {
+        "status": "ready",
+        "databases": {"default": ready},
+    }
+    assert shown["databases"]["default"].keys() == ready.keys()
 
 
 def test_slow_calls_hold_no_connection(

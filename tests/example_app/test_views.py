@@ -172,3 +172,10 @@ def test_sums_that_no_column_holds_are_refused(desk: Flask, visitor: Visitor) ->
     assert "Too large a number" in full.text
     with desk.app_context():
         assert db.fetch_value("SELECT stock FROM products WHERE id = 1") == 2147483647
+
+
+def test_a_load_balancer_hears_that_the_desk_is_ready(visitor: Visitor) -> None:
+    assert visitor.get("/health/live").status_code == 200
+    response = visitor.get("/health/ready")
+    assert response.json is not None
+    assert (response.status_code, response.json["status"]) == (200, "ready")
