@@ -25,6 +25,8 @@ COMMANDS = {
     "import-csv": "import_csv",
     "export-csv": "export_csv",
     "psql": "psql",
+    "exec": "exec_",
+    "url": "url",
 }
 """The module of this package, and the function in it, of each command, in the order of the help."""
 

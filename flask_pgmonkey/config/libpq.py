@@ -115,6 +115,20 @@ def effective_options(options: Mapping[str, str]) -> tuple[dict[str, str], str]:
     return effective, objection
 
 
+def password_of(options: Mapping[str, str]) -> str | None:
+    """The password that libpq would use: that of *options*, of the environment or of the service.
+
+    One in a passfile is looked for only when libpq connects.
+    """
+    judged = {**options, _LAST_CHECKED: _IMPOSSIBLE}
+    connection = pq.PGconn.connect_start(make_conninfo("", **judged).encode())
+    try:
+        found = {o.keyword: o.val for o in connection.info}.get(b"password")
+    finally:
+        connection.finish()
+    return found.decode(errors="surrogateescape") if found else None
+
+
 def uses_tcp(effective: Mapping[str, str]) -> bool:
     """Whether libpq would reach any of the hosts of :func:`effective_options` over TCP."""
     hosts = (effective.get("hostaddr") or effective.get("host", "")).split(",")

@@ -100,7 +100,7 @@ def test_an_unknown_bind_is_answered_with_the_known_ones(
 def test_wrong_usage_is_one_line_and_exit_code_2(
     run: Run, arguments: list[str], words: str
 ) -> None:
-    for command in ("test", "server-config", "generate-code", "psql"):
+    for command in ("test", "server-config", "generate-code", "psql", "url"):
         shown = run(command, *arguments)
 
         assert (shown.exit_code, shown.stdout) == (2, "")
@@ -125,7 +125,7 @@ def test_a_config_that_the_app_refuses_is_one_line_and_exit_code_2(
     assert shown.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["test", "show-config", "server-config", "psql"])
+@pytest.mark.parametrize("command", ["test", "show-config", "server-config", "psql", "url"])
 def test_an_app_without_a_config_is_one_line_and_exit_code_2(
     run_flask: RunFlask, tmp_path: Path, command: str
 ) -> None:

