@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from psycopg.rows import Row
 
 from .config import Config, ConfigSource, read_config
 from .connections import Configure, PoolConnection
+from .connections.blocks import entering_frame, let_dropped_generators_end, may_be_dropped
 from .manager import PGConnectionManager
-from .queries import IsolationLevel, Queries, Transaction, outermost_transaction
-from .queries_async import AsyncQueries, AsyncTransaction, outermost_async_transaction
+from .queries import (
+    IsolationLevel,
+    Queries,
+    Transaction,
+    nested_transaction,
+    outermost_transaction,
+    refuse_options_of_nested,
+)
+from .queries_async import (
+    AsyncQueries,
+    AsyncTransaction,
+    nested_async_transaction,
+    outermost_async_transaction,
+)
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow
 
     from .connections.server_connection import ServerConnection
@@ -23,8 +41,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class _OfThread(threading.local):
+    """What a thread has of a database."""
+
+    def __init__(self) -> None:
+        # The one of its open transaction; under it a parent process's, after a fork within one.
+        self.connections: list[ServerConnection] = []
+
+
 class Database(Queries[Row]):
-    """Queries over a pool, outside Flask. Each call borrows a connection and gives it back.
+    """Queries over a pool, outside Flask. Each call borrows a connection and gives it back; within
+    :meth:`transaction`, those of the same thread join it.
 
     Opens its pool at the first query. Safe to share between threads and to hold across a fork.
 
@@ -71,6 +98,7 @@ class Database(Queries[Row]):
         self.manager: PGConnectionManager = PGConnectionManager(
             row_factory=row_factory, configure=configure
         )
+        self._of_thread = _OfThread()
 
     def __repr__(self) -> str:
         return f"<Database {self._config.target}>"
@@ -84,26 +112,45 @@ class Database(Queries[Row]):
     def transaction(
         self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
     ) -> Iterator[Transaction[Row]]:
-        """A block whose queries, those of the object it gives, are committed together.
+        """A block whose queries are committed together, or rolled back on an exception.
 
-        An exception rolls all of them back. Borrows one connection for the block.
+        Borrows one connection for the block, which the queries of this object join in the same
+        thread. Nested, it is a savepoint, which takes no *isolation_level* and no *read_only*.
         """
-        conn = self._begin_use()
+        joined = self._joined()
+        if joined is not None:
+            refuse_options_of_nested(isolation_level, read_only)
+            with nested_transaction(joined) as transaction:
+                yield transaction
+            return
+        conn = self.pool.borrow(autocommit=True)
+        # The block may end in another thread.
+        connections = self._of_thread.connections
         try:
             with outermost_transaction(conn, isolation_level, read_only) as transaction:
-                yield transaction
+                connections.append(conn)
+                try:
+                    yield transaction
+                finally:
+                    connections.remove(conn)  # before the end: nothing joins what ends
         finally:
-            self._end_use(conn)
+            conn.record.source.release(conn)
 
     def close(self) -> None:
         """Close the pool; the next query opens it again."""
         self.manager.clear_cache()
 
     def _begin_use(self) -> ServerConnection:
-        return self.pool.borrow(autocommit=True)
+        return self._joined() or self.pool.borrow(autocommit=True)
 
     def _end_use(self, conn: ServerConnection) -> None:
-        conn.record.source.release(conn)
+        if conn not in self._of_thread.connections:
+            conn.record.source.release(conn)
+
+    def _joined(self) -> ServerConnection | None:
+        """The connection of this thread's open transaction."""
+        connections = self._of_thread.connections
+        return connections[-1] if connections and not connections[-1].is_inherited else None
 
 
 class PooledAsyncQueries(AsyncQueries[Row]):
@@ -155,8 +202,19 @@ class PooledAsyncQueries(AsyncQueries[Row]):
             await pool.release(conn)
 
 
+class _TaskTransaction:
+    """The open transaction of a task, and the frame that entered it."""
+
+    __slots__ = ("conn", "frame")
+
+    def __init__(self, conn: AsyncServerConnection, frame: FrameType) -> None:
+        self.conn = conn
+        self.frame = frame
+
+
 class AsyncDatabase(PooledAsyncQueries[Row]):
-    """:class:`Database` for async code: each event loop that uses it has its own pool.
+    """:class:`Database` for async code: each event loop that uses it has its own pool, and each
+    task its own transaction.
 
     :param config: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
     :param row_factory: how to make rows; tuples without it.
@@ -201,7 +259,48 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
                 config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
             ),
         )
+        self._of_task: WeakKeyDictionary[asyncio.Task[Any], _TaskTransaction] = WeakKeyDictionary()
+
+    @asynccontextmanager
+    async def transaction(
+        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+    ) -> AsyncIterator[AsyncTransaction[Row]]:
+        """A block whose queries are committed together, or rolled back on an exception.
+
+        Borrows one connection for the block, which the queries of this object join in the same
+        task. Nested, it is a savepoint, which takes no *isolation_level* and no *read_only*.
+        """
+        frame = entering_frame()
+        task = asyncio.current_task()
+        joined = await self._joined(task)
+        if joined is not None:
+            refuse_options_of_nested(isolation_level, read_only)
+            async with nested_async_transaction(joined) as transaction:
+                yield transaction
+            return
+        async with super().transaction(isolation_level, read_only) as transaction:
+            if task is not None:
+                self._of_task[task] = _TaskTransaction(transaction._begin_use(), frame)
+            try:
+                yield transaction
+            finally:
+                if task is not None:
+                    del self._of_task[task]  # before the end: nothing joins what ends
 
     async def disconnect(self) -> None:
         """Close the pool, and nothing that is not this object's own."""
         await self.manager.clear_cache_async()
+
+    async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
+        joined = await self._joined(asyncio.current_task()) if self._of_task else None
+        return await (super()._run(work) if joined is None else work(joined))
+
+    async def _joined(self, task: asyncio.Task[Any] | None) -> AsyncServerConnection | None:
+        """The connection of the task's open transaction."""
+        if task is None:
+            return None
+        opened = self._of_task.get(task)
+        if opened is not None and may_be_dropped(opened.frame):
+            await let_dropped_generators_end()
+            opened = self._of_task.get(task)
+        return opened.conn if opened is not None else None

@@ -39,6 +39,7 @@ from .queries import (
     Transaction,
     nested_transaction,
     outermost_transaction,
+    refuse_options_of_nested,
 )
 from .streaming import RowStream
 from .unavailable import answer_outages
@@ -181,12 +182,9 @@ class BoundDatabase(Queries[Row]):
         try:
             if not held.open_transactions:
                 block = outermost_transaction(conn, isolation_level, read_only)
-            elif isolation_level is None and read_only is None:
-                block = nested_transaction(conn)
             else:
-                raise psycopg.ProgrammingError(
-                    "isolation_level and read_only belong to the outermost transaction()"
-                )
+                refuse_options_of_nested(isolation_level, read_only)
+                block = nested_transaction(conn)
             opened = OpenTransaction(block, current_request())
             held.open_transactions.append(opened)
         finally:

@@ -332,6 +332,16 @@ def outermost_transaction(
             conn.isolation_level, conn.read_only = before
 
 
+def refuse_options_of_nested(
+    isolation_level: IsolationLevel | None, read_only: bool | None
+) -> None:
+    """Raise an error where a nested ``transaction()`` is given what only BEGIN can set."""
+    if isolation_level is not None or read_only is not None:
+        raise psycopg.ProgrammingError(
+            "isolation_level and read_only belong to the outermost transaction()"
+        )
+
+
 @contextmanager
 def nested_transaction(conn: ServerConnection) -> Iterator[Transaction[Any]]:
     """A transaction, or a savepoint where one is open."""

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -190,6 +191,74 @@ def test_a_transaction_takes_isolation_level_and_access_mode(db: Database) -> No
     assert db.fetch_one(show) == ("read committed", "off")
 
 
+def test_queries_of_the_same_thread_join_the_transaction(
+    database: dict[str, Any], items: Items
+) -> None:
+    db = Database({"connection_settings": database, "pool_settings": {"max_size": 1, "timeout": 1}})
+    with pytest.raises(LookupError), db.transaction() as tx:
+        db.execute(INSERT, (1,))
+        assert tx.fetch_value("SELECT count(*) FROM items") == 1
+        raise LookupError
+    with db.transaction():
+        db.execute_many(INSERT, [(2,), (3,)])
+        with pytest.raises(psycopg.errors.UniqueViolation), db.transaction():
+            db.execute(INSERT, (4,))
+            db.execute(INSERT, (2,))
+        with pytest.raises(psycopg.ProgrammingError, match="outermost"), db.transaction(None, True):
+            pass
+        assert db.fetch_all("SELECT n FROM items ORDER BY n") == [(2,), (3,)]
+        assert items() == []
+    assert items() == [2, 3]
+    assert borrowed_connections() == []
+    db.execute(INSERT, (5,))
+    assert items() == [2, 3, 5]
+    db.close()
+
+
+def test_queries_of_other_threads_and_databases_do_not_join(
+    db: Database, config_file: Path, items: Items
+) -> None:
+    other = Database(config_file)
+    with ThreadPoolExecutor(1) as thread, db.transaction():
+        db.execute(INSERT, (1,))
+        assert thread.submit(db.fetch_all, "SELECT n FROM items").result() == []
+        thread.submit(db.execute, INSERT, (2,)).result()
+        assert other.fetch_all("SELECT n FROM items") == [(2,)]
+    assert items() == [1, 2]
+    other.close()
+
+
+def test_a_transaction_that_ends_in_another_thread_is_joined_no_more(
+    db: Database, items: Items
+) -> None:
+    block = db.transaction()
+    with ThreadPoolExecutor(1) as thread:
+        block.__enter__()
+        db.execute(INSERT, (1,))
+        assert thread.submit(block.__exit__, None, None, None).result() is False
+    db.execute(INSERT, (2,))
+    assert items() == [1, 2]
+    assert borrowed_connections() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_does_not_join_its_parent_s_transaction(db: Database, items: Items) -> None:
+    with db.transaction():
+        db.execute(INSERT, (1,))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                seen = db.fetch_all("SELECT n FROM items")
+                with db.transaction():
+                    db.execute(INSERT, (2,))
+                os._exit(0 if seen == [] else 1)
+            finally:
+                os._exit(2)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert items() == [2]
+    assert items() == [1, 2]
+
+
 def test_close_ends_every_session_and_the_next_query_opens_again(
     db: Database, await_sessions: Callable[[int], None]
 ) -> None:
@@ -311,6 +380,81 @@ def test_an_async_transaction_commits_at_its_end(config_file: Path, items: Items
 
     asyncio.run(use())
     assert items() == [1, 2, 3]
+
+
+def test_queries_of_the_same_task_join_the_async_transaction(
+    database: dict[str, Any], items: Items
+) -> None:
+    config = {"connection_settings": database, "async_pool_settings": {"max_size": 1, "timeout": 1}}
+
+    async def use() -> None:
+        async with connected(config) as db:
+            with pytest.raises(LookupError):
+                async with db.transaction():
+                    await db.execute(INSERT, (1,))
+                    raise LookupError
+            async with db.transaction():
+                await db.execute_many(INSERT, [(2,), (3,)])
+                with pytest.raises(psycopg.errors.UniqueViolation):
+                    async with db.transaction():
+                        await db.execute(INSERT, (4,))
+                        await db.execute(INSERT, (2,))
+                with pytest.raises(psycopg.ProgrammingError, match="outermost"):
+                    async with db.transaction(read_only=True):
+                        pass
+                assert await db.fetch_all("SELECT n FROM items ORDER BY n") == [(2,), (3,)]
+                assert items() == []
+            await db.execute(INSERT, (5,))
+
+    asyncio.run(use())
+    assert items() == [2, 3, 5]
+    assert borrowed_connections() == []
+
+
+def test_queries_of_another_task_do_not_join(config_file: Path, items: Items) -> None:
+    async def use() -> None:
+        async with connected(config_file) as db:
+            async with db.transaction():
+                await db.execute(INSERT, (1,))
+                assert await asyncio.create_task(db.fetch_all("SELECT n FROM items")) == []
+                await asyncio.gather(db.execute(INSERT, (2,)))
+            assert items() == [1, 2]
+
+    asyncio.run(use())
+
+
+def test_a_query_does_not_join_the_transaction_of_a_generator_that_was_dropped(
+    config_file: Path, items: Items
+) -> None:
+    async def use() -> None:
+        async with connected(config_file) as db:
+
+            async def in_a_transaction() -> AsyncIterator[None]:
+                async with db.transaction():
+                    await db.execute(INSERT, (1,))
+                    yield
+
+            async for _ in in_a_transaction():
+                break  # asyncio rolls it back in a task of its own
+            await db.execute(INSERT, (2,))
+            async for _ in in_a_transaction():
+                break
+            async with db.transaction(IsolationLevel.SERIALIZABLE):
+                await db.execute(INSERT, (3,))
+            assert items() == [2, 3]
+
+            @asynccontextmanager
+            async def unit_of_work() -> AsyncIterator[None]:
+                async with db.transaction():
+                    yield
+
+            with pytest.raises(LookupError):
+                async with unit_of_work():
+                    await db.execute(INSERT, (4,))
+                    raise LookupError
+            assert items() == [2, 3]
+
+    asyncio.run(use())
 
 
 def test_gathered_queries_run_at_once(config_file: Path) -> None:

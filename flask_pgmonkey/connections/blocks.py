@@ -7,7 +7,9 @@ statement is the same at its start and at its end, wherever that is.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import sys
 from types import FrameType
 from typing import Generic, TypeVar
@@ -31,6 +33,19 @@ def entering_frame() -> FrameType:
 def is_of_contextlib(frame: FrameType) -> bool:
     """Whether a manager of contextlib runs in *frame*: its ``with`` statement ends elsewhere."""
     return frame.f_globals is vars(contextlib)
+
+
+def may_be_dropped(frame: FrameType) -> bool:
+    """Whether a block that *frame* entered can end otherwise than by running on from there: it is
+    an async generator, or a manager that somebody keeps."""
+    return not frame.f_code.co_flags & inspect.CO_COROUTINE or is_of_contextlib(frame)
+
+
+async def let_dropped_generators_end() -> None:
+    """Give way to asyncio, which ends an async generator that was dropped in a task of its own:
+    that needs two passes of the loop to begin."""
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
 
 
 class Blocks(Generic[T]):
