@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from threading import Lock, get_ident
 from typing import Any
 
 import flask.globals
@@ -65,7 +65,7 @@ class OpenTransaction:
     def __init__(self, block: AbstractContextManager[Transaction[Any]], request: object) -> None:
         self.block: AbstractContextManager[Transaction[Any]] = block
         self.request: object = request
-        self.thread: int = get_ident()
+        self.thread: int = threading.get_ident()
 
 
 class HeldConnection:
@@ -75,7 +75,7 @@ class HeldConnection:
     """
 
     __slots__ = (
-        "_app", "_found_open", "_get_pool", "_lock", "_request",
+        "_app", "_found_open", "_get_pool", "_is_changing", "_lock", "_request",
         "conn", "open_transactions", "pid", "uses",
     )  # fmt: skip
 
@@ -87,7 +87,9 @@ class HeldConnection:
         self.uses: list[None] = []
         self._app: Flask | None = app  # None when the context has ended
         self._get_pool = get_pool
-        self._lock = Lock()
+        # Reentrant, for what is called in the middle of it: __del__ and handlers of signals.
+        self._lock = threading.RLock()
+        self._is_changing = False  # self.conn, by the thread that has the lock
         self._request: Any = None
         # For each request that shares an outer app context: whether it found a transaction open.
         self._found_open: dict[Any, bool] = {}
@@ -116,21 +118,28 @@ class HeldConnection:
 
     def _borrow(self) -> ServerConnection:
         with self._lock:
-            conn = self.conn
-            if conn is not None:
-                if _can_take_a_query(conn):
-                    return conn  # another thread of this context has borrowed it
-                self.conn = None
-                if len(self.uses) > 1:  # another thread is about to find it dead too
-                    conn.record.source.abandon(conn)
-                else:
-                    conn.record.source.release(conn)
-            if self._app is None:
-                raise error_of_ended_context()
-            self.conn = conn = self._get_pool(self._app).borrow(autocommit=True)
-            conn.record.uses = self.uses
-            conn.record.is_handed_out = False
-            return conn
+            if self._is_changing:
+                raise _query_within_change()
+            self._is_changing = True
+            try:
+                conn = self.conn
+                if conn is not None:
+                    if _can_take_a_query(conn):
+                        return conn  # another thread of this context has borrowed it
+                    self.conn = None
+                    if len(self.uses) > 1:  # another thread is about to find it dead too
+                        conn.record.source.abandon(conn)
+                    else:
+                        conn.record.source.release(conn)
+                if self._app is None:
+                    raise error_of_ended_context()
+                conn = self._get_pool(self._app).borrow(autocommit=True)
+                conn.record.uses = self.uses
+                conn.record.is_handed_out = False
+                self.conn = conn  # last this: who finds it may use it at once
+                return conn
+            finally:
+                self._is_changing = False
 
     def take_over(self) -> tuple[ServerConnection, bool]:
         """The connection for a stream, and whether it is the stream's own from now on.
@@ -145,11 +154,8 @@ class HeldConnection:
                 app = self._app
                 if app is None:
                     raise error_of_ended_context()
-                if self.conn is conn:
-                    self.conn = None  # first this: who comes now waits for the lock
-                    if len(self.uses) == 1 and not (conn.record.is_handed_out or _is_busy(conn)):
-                        return conn, True
-                    self.conn = conn
+                if self.conn is conn and self._take_out(conn, 1, may_be_handed_out=False):
+                    return conn, True
             # Another thread of this context is using it, or somebody has a cursor or a COPY on it.
             own = self._get_pool(app).borrow(autocommit=True)
             own.record.uses = self.uses
@@ -171,14 +177,32 @@ class HeldConnection:
                     "release() within a transaction: the connection can go back at its end, so"
                     " make the slow call before the transaction or after it"
                 )
-            self.conn = None  # first this: who comes now waits for the lock
-            if self.uses or _is_busy(conn):
-                self.conn = conn
+            if not self._take_out(conn, 0, may_be_handed_out=True):
                 raise psycopg.ProgrammingError(
                     "release() while a query, a COPY or a pipeline is under way on the connection,"
                     " around this call or in another thread of this context"
                 )
         conn.record.source.release(conn)
+
+    def _take_out(
+        self, conn: ServerConnection, uses_of_caller: int, may_be_handed_out: bool
+    ) -> bool:
+        """Keep *conn* no longer, unless somebody else uses it. Needs the lock."""
+        if self._is_changing:
+            raise _query_within_change()
+        self._is_changing = True
+        try:
+            self.conn = None  # first this: who comes now waits for the lock
+            if (
+                len(self.uses) > uses_of_caller
+                or _is_busy(conn)
+                or (conn.record.is_handed_out and not may_be_handed_out)
+            ):
+                self.conn = conn
+                return False
+            return True
+        finally:
+            self._is_changing = False
 
     def _notice_request(self, request_context: Any) -> None:
         """Note that the queries are those of another request now."""
@@ -263,7 +287,7 @@ class HeldConnection:
             return True
         if not self.open_transactions:
             return False
-        here = get_ident()
+        here = threading.get_ident()
         return any(opened.thread != here for opened in self.open_transactions)
 
     def _abandon(self, conn: ServerConnection) -> None:
@@ -410,6 +434,13 @@ def error_of_ended_context() -> RuntimeError:
         "the request or app context that this code belongs to has ended. Wrap a streaming"
         " generator in stream_with_context(), or push an app context of its own with:"
         " with app.app_context(): …"
+    )
+
+
+def _query_within_change() -> RuntimeError:
+    return RuntimeError(
+        "a query while this very thread borrows the connection for another one, or gives it back:"
+        " __del__ and handlers of signals must not query"
     )
 
 

@@ -532,6 +532,35 @@ def test_a_process_that_is_exiting_starts_no_server_any_more(project: Path) -> N
     assert servers_below(project) == []
 
 
+def test_who_asks_for_the_server_in_the_middle_of_its_start_gets_an_error(project: Path) -> None:
+    lines = run_python(
+        """
+        import signal, sys, traceback
+        from flask_pgmonkey.embedded import start_embedded
+        from flask_pgmonkey.embedded.sharing import join
+
+        def ask(number, frame):
+            if join.__code__ not in (each.f_code for each, _ in traceback.walk_stack(frame)):
+                return
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            try:
+                start_embedded(sys.argv[1])
+            except RuntimeError as error:
+                print(error)
+
+        signal.signal(signal.SIGALRM, ask)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.05)
+        settings = start_embedded(sys.argv[1])
+        assert start_embedded(sys.argv[1]) == settings
+        """,
+        project / "postgres",
+    )
+    assert lines == [
+        "the embedded server was asked for while this very thread starts it: __del__ and handlers"
+        " of signals must not query"
+    ]
+
+
 def test_an_app_whose_folder_was_removed_ends_quietly(project: Path, start_app: StartApp) -> None:
     app = start_app(project / "postgres")
     server = psutil.Process(app.postmaster())

@@ -296,6 +296,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
     async def _make_reusable(self, conn: AsyncServerConnection) -> bool:
         """Undo what the borrower left; False if the connection is of no use any more."""
         record, pgconn = conn.record, conn.pgconn
+        if conn.lock.locked():  # by a notifies() that goes on, or was interrupted
+            return False
         if pgconn.transaction_status in _IN_TRANSACTION:
             await conn.rollback()
         if pgconn.transaction_status != TransactionStatus.IDLE or pgconn.pipeline_status:

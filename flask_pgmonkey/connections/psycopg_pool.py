@@ -186,6 +186,8 @@ class Pool(ConnectionPool[ServerConnection]):
             name=name,
             **settings.of_psycopg_pool(),
         )
+        # A query of a __del__ or a handler of signals may come in the middle of what locks it.
+        self._lock: Any = threading.RLock()
         connector.pool = ref(self)
 
     def __del__(self) -> None:
@@ -274,8 +276,15 @@ class Pool(ConnectionPool[ServerConnection]):
     def _wait(self, waiter: _Waiter) -> ServerConnection:
         start = monotonic()
         self._stats[self._REQUESTS_QUEUED] += 1
+        # While this very thread has the lock, nobody else can serve the line.
+        longest = 0.0 if self._lock._is_owned() else WAKE_UP_EVERY
         try:
-            while not waiter.is_served(min(WAKE_UP_EVERY, waiter.deadline - monotonic())):
+            while not waiter.is_served(min(longest, waiter.deadline - monotonic())):
+                if not longest:
+                    raise RuntimeError(
+                        "a query while this very thread borrows a connection for another one, or"
+                        " gives one back: __del__ and handlers of signals must not query"
+                    )
                 if monotonic() >= waiter.deadline:
                     raise PoolTimeout("the deadline has passed")
                 self._look_after(waiter)

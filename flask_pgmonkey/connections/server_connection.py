@@ -17,6 +17,7 @@ from psycopg.rows import tuple_row
 
 from ..config import Config
 from ..config.login import Login
+from ..owned_lock import OwnedLock
 from . import configuring
 from .cursor import Cursor, ServerCursor
 from .login_attempts import PAUSE, LoginAttempt
@@ -30,6 +31,7 @@ from .query_timeout import (
 )
 from .record import ConnectionRecord
 from .server_connection_base import (
+    QUERY_WITHIN_QUERY,
     REFUSES_WRITES,
     BaseServerConnection,
     Configure,
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
     from psycopg.rows import RowFactory
     from typing_extensions import Self
 
@@ -64,6 +67,10 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
 
     record: ConnectionRecord[Source[ServerConnection]]
 
+    def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self.lock: Any = OwnedLock(QUERY_WITHIN_QUERY.format(caller="thread"))
+
     def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         if self.owner_pid != os.getpid():
             raise parent_process_has_it()
@@ -76,6 +83,13 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             return waiting.wait(gen, self.pgconn.socket, WAKE_UP_EVERY)
         except INTERRUPTS:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                with suppress(psycopg.Error, DeadlineError):
+                    self._cancel_query(gen)
+            raise
+        except psycopg.Error:
+            raise
+        except Exception:  # of a handler of signals, if a query goes on
+            if self.is_at_work():
                 with suppress(psycopg.Error, DeadlineError):
                     self._cancel_query(gen)
             raise
@@ -95,7 +109,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         except DeadlineError:
             pass
         else:
-            if was_cancelled and self.is_amid_copy():
+            if was_cancelled and self.is_at_work():
                 raise limit.canceled(None)
             return result
         try:
@@ -105,7 +119,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         except DeadlineError as error:
             raise limit.unanswered() from error.__cause__
         # It ended before it could be cancelled. But the end of a COPY is waited for apart.
-        self.record.is_copy_cancelled = self.is_amid_copy()
+        self.record.is_copy_cancelled = self.is_at_work()
         return result
 
     def _cancel_query(self, gen: PQGen[T]) -> T:

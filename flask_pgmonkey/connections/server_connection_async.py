@@ -19,6 +19,7 @@ from psycopg.rows import tuple_row
 
 from ..config import Config
 from ..config.login import Login
+from ..owned_lock import AsyncOwnedLock
 from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
 from .login_attempts import PAUSE, LoginAttempt
@@ -32,6 +33,7 @@ from .query_timeout import (
 )
 from .record import ConnectionRecord
 from .server_connection_base import (
+    QUERY_WITHIN_QUERY,
     REFUSES_WRITES,
     BaseServerConnection,
     Configure,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
     from psycopg.rows import AsyncRowFactory
     from typing_extensions import Self
 
@@ -65,6 +68,10 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
     """psycopg's AsyncConnection with our record, of no use to a forked child."""
 
     record: ConnectionRecord[AsyncSource[AsyncServerConnection]]
+
+    def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        self.lock: Any = AsyncOwnedLock(QUERY_WITHIN_QUERY.format(caller="task"))
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
         if self.owner_pid != os.getpid():
@@ -97,7 +104,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         except DeadlineError:
             pass
         else:
-            if was_cancelled and self.is_amid_copy():
+            if was_cancelled and self.is_at_work():
                 raise limit.canceled(None)
             return result
         try:
@@ -107,7 +114,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         except DeadlineError as error:
             raise limit.unanswered() from error.__cause__
         # It ended before it could be cancelled. But the end of a COPY is waited for apart.
-        self.record.is_copy_cancelled = self.is_amid_copy()
+        self.record.is_copy_cancelled = self.is_at_work()
         return result
 
     async def _cancel_query(self, gen: PQGen[T]) -> T:

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
+QUERY_WITHIN_QUERY = (
+    "a query within a query: this connection is in the middle of a query, a copy(), a stream() or a"
+    " notifies() of this very {caller}, for whose end it would wait for ever. Query before or"
+    " after it, or on another connection"
+)
+
 Configure = Callable[[Any], "Awaitable[None] | None"]
 """Called with every new psycopg connection, and again after its session was reset; may return an
 awaitable for async connections."""
@@ -114,8 +120,8 @@ class BaseServerConnection(BaseConnection[Any]):
     def closed(self) -> bool:
         return self.is_inherited or super().closed
 
-    def is_amid_copy(self) -> bool:
-        """Whether a COPY is under way, which takes a wait for each of its blocks."""
+    def is_at_work(self) -> bool:
+        """Whether a query or a COPY is under way, outside a pipeline."""
         pgconn = self.pgconn
         return pgconn.transaction_status == TransactionStatus.ACTIVE and not pgconn.pipeline_status
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
 from weakref import ref
 
@@ -17,6 +18,9 @@ from .connect_errors import copy_for_waiter
 T = TypeVar("T")
 
 _LOOK_EVERY = 0.5
+
+# Who waits for which attempt.
+_waits: list[tuple[object, _Attempt]] = []
 
 
 class _Attempt:
@@ -33,12 +37,35 @@ class _Attempt:
             raise copy_for_waiter(self.error)
         return self.result
 
-    def refuse_to_wait_for_itself(self, caller: object) -> None:
-        if self.caller == caller:
-            raise RuntimeError(
-                "a connection was asked for while it is being opened: 'configure' has to use the"
-                " connection that it is called with"
-            )
+    @contextmanager
+    def awaited_by(self, caller: object) -> Iterator[None]:
+        """A block in which *caller* waits for it.
+
+        :raises RuntimeError: if it would wait for itself, be it by way of others.
+        """
+        wait = caller, self
+        try:
+            _waits.append(wait)  # first this: of those who wait for each other one sees the other
+            self._refuse_circle(caller)
+            yield
+        finally:
+            if wait in _waits:
+                _waits.remove(wait)
+
+    def _refuse_circle(self, caller: object) -> None:
+        reached = [self]
+        for attempt in reached:
+            if attempt.caller == caller and attempt.run() is not None:
+                raise RuntimeError(
+                    "a connection was asked for while it is being opened: 'configure' has to use"
+                    " the connection that it is called with, and __del__ and handlers of signals"
+                    " must not query"
+                )
+            reached += [
+                other
+                for waiting, other in _waits.copy()
+                if waiting == attempt.caller and other not in reached
+            ]
 
 
 class _Run:
@@ -80,9 +107,9 @@ class SingleFlight(Generic[T]):
                 if self._running.get(key) is mine:
                     del self._running[key]
                     mine.done.release()
-            if running.run() is not None:
-                running.refuse_to_wait_for_itself(mine.caller)
-            if self._is_over(key, running) and not running.handed_over:
+            with running.awaited_by(mine.caller):
+                is_over = self._is_over(key, running)
+            if is_over and not running.handed_over:
                 return cast("T", running.outcome())
 
     def _is_over(self, key: Hashable, running: _Attempt) -> bool:
@@ -106,8 +133,8 @@ class AsyncSingleFlight(Generic[T]):
         """:meth:`SingleFlight.run`, on the running loop."""
         mine = _Attempt(asyncio.Event(), asyncio.current_task())
         while (running := self._running.setdefault(key, mine)) is not mine:
-            running.refuse_to_wait_for_itself(mine.caller)
-            await running.done.wait()
+            with running.awaited_by(mine.caller):
+                await running.done.wait()
             if not running.handed_over:
                 return cast("T", running.outcome())
         try:

@@ -13,9 +13,9 @@ import atexit
 import logging
 import os
 import sys
-import threading
 
 from ..errors import EmbeddedServerError
+from ..owned_lock import OwnedLock
 from .cluster import (
     IMMEDIATE_STOP_TIMEOUT,
     LOCALE_OPTIONS,
@@ -28,7 +28,11 @@ from .ownership import make_folder
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
-_joining_or_leaving = threading.Lock()
+_JOINS_WITHIN = (
+    "the embedded server was asked for while this very thread starts it: __del__ and handlers of"
+    " signals must not query"
+)
+_joining_or_leaving = OwnedLock(_JOINS_WITHIN)
 # The descriptor of users.lock of each server that this process uses.
 _users_locks: dict[Cluster, int] = {}
 _is_exiting = False
@@ -117,7 +121,7 @@ def _leave(cluster: Cluster) -> None:
 
 def _renew_in_child() -> None:
     global _joining_or_leaving
-    _joining_or_leaving = threading.Lock()
+    _joining_or_leaving = OwnedLock(_JOINS_WITHIN)
 
 
 if sys.platform != "win32":

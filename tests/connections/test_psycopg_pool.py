@@ -60,9 +60,17 @@ def test_no_other_underscored_names_are_used(defined: type[Any]) -> None:
         "_expire_at",
         "_given_back_at",
         "_grows",
+        "_is_owned",  # of threading.RLock
         "_pid",
     }
     assert used - own <= NAMES_OF_PSYCOPG_POOL
+
+
+def test_a_lock_tells_whether_this_thread_has_it() -> None:
+    lock: Any = threading.RLock()
+    assert not lock._is_owned()
+    with lock:
+        assert lock._is_owned()
 
 
 def test_an_interrupted_waiter_leaves_the_line(case: SyncCase) -> None:

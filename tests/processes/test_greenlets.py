@@ -32,6 +32,7 @@ def run_greenlets(programs: Programs, scenario: str, **settings: object) -> None
         "a timeout while holding loses no connection",
         "a storm of timeouts loses no connection",
         "a connection that the server ended is replaced",
+        "greenlets of one context take turns",
     ],
 )
 def test_greenlets_over_a_small_pool(programs: Programs, scenario: str) -> None:

@@ -11,6 +11,7 @@ import random  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from contextlib import contextmanager  # noqa: E402
+from contextvars import copy_context  # noqa: E402
 from time import monotonic  # noqa: E402
 
 import gevent  # noqa: E402
@@ -162,6 +163,17 @@ def a_connection_that_the_server_ended_is_replaced() -> None:
         assert use() not in pids
 
 
+def greenlets_of_one_context_take_turns() -> None:
+    with app.app_context():
+        db.fetch_value("SELECT 1")
+        db.release()
+        query = "SELECT pg_backend_pid() FROM pg_sleep(0.1)"
+        with others_go_on():
+            greenlets = [gevent.spawn(copy_context().run, db.fetch_value, query) for _ in range(3)]
+            pids = {greenlet.get() for greenlet in greenlets}
+        assert len(pids) == 1, pids
+
+
 scenarios: list[Callable[[], None]] = [
     each_context_has_its_own_connection,
     a_query_and_a_wait_block_nobody,
@@ -169,6 +181,7 @@ scenarios: list[Callable[[], None]] = [
     a_timeout_while_holding_loses_no_connection,
     a_storm_of_timeouts_loses_no_connection,
     a_connection_that_the_server_ended_is_replaced,
+    greenlets_of_one_context_take_turns,
 ]
 if scenario == "deaf server":
     connecting_to_a_deaf_server_blocks_nobody()
