@@ -62,7 +62,7 @@ class BackgroundDatabase(AsyncQueries[Row]):
 
     @asynccontextmanager
     async def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
     ) -> AsyncIterator[BackgroundTransaction[Row]]:
         """A block whose queries, those of the object it gives, are committed together.
 

@@ -110,12 +110,14 @@ class Database(Queries[Row]):
 
     @contextmanager
     def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
     ) -> Iterator[Transaction[Row]]:
         """A block whose queries are committed together, or rolled back on an exception.
 
         Borrows one connection for the block, which the queries of this object join in the same
         thread. Nested, it is a savepoint, which takes no *isolation_level* and no *read_only*.
+
+        :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
         """
         joined = self._joined()
         if joined is not None:
@@ -179,11 +181,13 @@ class PooledAsyncQueries(AsyncQueries[Row]):
 
     @asynccontextmanager
     async def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
     ) -> AsyncIterator[AsyncTransaction[Row]]:
         """A block whose queries, those of the object it gives, are committed together.
 
         An exception rolls all of them back. Borrows one connection for the block.
+
+        :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
         """
         pool = await self.manager.async_pool_for(self.config)
         conn = await pool.borrow(autocommit=True)
@@ -263,12 +267,14 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
 
     @asynccontextmanager
     async def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
     ) -> AsyncIterator[AsyncTransaction[Row]]:
         """A block whose queries are committed together, or rolled back on an exception.
 
         Borrows one connection for the block, which the queries of this object join in the same
         task. Nested, it is a savepoint, which takes no *isolation_level* and no *read_only*.
+
+        :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
         """
         frame = entering_frame()
         task = asyncio.current_task()

@@ -33,6 +33,7 @@ from .contexts import (
 from .database import PooledAsyncQueries
 from .errors import ConfigError, MissingConfigError
 from .manager import ConnectionType, PGConnectionManager
+from .mistakes import require_row_factory
 from .queries import (
     IsolationLevel,
     Queries,
@@ -170,12 +171,14 @@ class BoundDatabase(Queries[Row]):
 
     @contextmanager
     def transaction(
-        self, isolation_level: IsolationLevel | None = None, read_only: bool | None = None
+        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
     ) -> Iterator[Transaction[Row]]:
         """A block whose queries are committed together, or rolled back on an exception.
 
         ``db.fetch_all(…)`` and the others join it in the same app context. Nested, it is a
         savepoint, which takes no *isolation_level* and no *read_only*.
+
+        :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
         """
         held = self._held()
         conn = held.begin_use()
@@ -319,6 +322,8 @@ class PGMonkey(BoundDatabase[Row]):
         row_factory: RowFactory[Any] | None = None,
         configure: Configure | None = None,
     ) -> None:
+        if row_factory is not None:
+            require_row_factory(row_factory)
         super().__init__(self, DEFAULT)
         self._config = config
         self._row_factory = row_factory

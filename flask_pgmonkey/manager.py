@@ -16,6 +16,7 @@ from .connections import Configure, PoolConnection, loops
 from .connections.at_exit import close_at_exit
 from .connections.single_flight import AsyncSingleFlight, SingleFlight
 from .errors import ConfigError
+from .mistakes import require_row_factory
 from .per_process import PerProcess
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class PGConnectionManager:
         describe_borrower: Callable[[], str] | None = None,
     ) -> None:
         self._configure = configure
+        if row_factory is not None:
+            require_row_factory(row_factory)
         self._row_factory = row_factory
         self._describe_borrower = describe_borrower
         self._files: dict[tuple[ConfigPath, bool, bool], tuple[tuple[int, ...], Config]] = {}

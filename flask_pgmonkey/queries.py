@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import psycopg
@@ -16,6 +17,12 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, scalar_row, tuple_row
 
 from .connections.cursor import is_stale_plan
+from .mistakes import (
+    explain_missing_names,
+    explain_parameters,
+    isolation_level_of,
+    require_row_factory,
+)
 from .rows import instead_of, require_one_row, row_into, rows_into, value_into
 
 if TYPE_CHECKING:
@@ -267,6 +274,9 @@ class Queries(ABC, Generic[Row]):
             self._end_use(conn)
 
 
+explain_missing_names(Queries)
+
+
 class Transaction(Queries[Row]):
     """What ``transaction()`` gives: the same queries, within the transaction.
 
@@ -313,15 +323,16 @@ class Transaction(Queries[Row]):
 
 @contextmanager
 def outermost_transaction(
-    conn: ServerConnection, isolation_level: IsolationLevel | None, read_only: bool | None
+    conn: ServerConnection, isolation_level: IsolationLevel | str | None, read_only: bool | None
 ) -> Iterator[Transaction[Any]]:
     """A transaction on a connection that is in none.
 
     Isolation level and access mode go with BEGIN, so they cost no round trip.
     """
+    level = isolation_level_of(isolation_level)
     before = conn.isolation_level, conn.read_only
-    if isolation_level is not None:
-        conn.isolation_level = isolation_level
+    if level is not None:
+        conn.isolation_level = level
     if read_only is not None:
         conn.read_only = read_only
     try:
@@ -333,7 +344,7 @@ def outermost_transaction(
 
 
 def refuse_options_of_nested(
-    isolation_level: IsolationLevel | None, read_only: bool | None
+    isolation_level: IsolationLevel | str | None, read_only: bool | None
 ) -> None:
     """Raise an error where a nested ``transaction()`` is given what only BEGIN can set."""
     if isolation_level is not None or read_only is not None:
@@ -359,13 +370,26 @@ def _run(
     params: Params | None,
     row_factory: RowFactory[Any] | None,
 ) -> psycopg.Cursor[Any]:
+    if row_factory is None:
+        row_factory = conn.row_factory
+    elif type(row_factory) is not FunctionType:
+        require_row_factory(row_factory)
     # As conn.cursor() makes it, without what execute() checks again.
-    cursor = conn.cursor_factory(conn, row_factory=row_factory or conn.row_factory)
-    # The signature wants template strings apart, which take no parameters.
-    return cursor.execute(query, params)  # type: ignore[arg-type]
+    cursor = conn.cursor_factory(conn, row_factory=row_factory)
+    try:
+        # The signature wants template strings apart, which take no parameters.
+        return cursor.execute(query, params)  # type: ignore[arg-type]
+    except TypeError:
+        explain_parameters(params)
+        raise
 
 
 def _execute_many(conn: ServerConnection, query: Query, params_list: list[Params]) -> int:
     with conn.transaction(), conn.cursor() as cursor:
-        cursor.executemany(query, params_list)
+        try:
+            cursor.executemany(query, params_list)
+        except TypeError:
+            for params in params_list:
+                explain_parameters(params)
+            raise
         return max(0, cursor.rowcount)

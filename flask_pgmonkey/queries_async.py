@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 import psycopg
@@ -12,6 +13,12 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, scalar_row, tuple_row
 
 from .connections.cursor import is_stale_plan
+from .mistakes import (
+    explain_missing_names,
+    explain_parameters,
+    isolation_level_of,
+    require_row_factory,
+)
 from .queries import IsolationLevel
 from .rows import instead_of, require_one_row, row_into, rows_into, value_into
 
@@ -259,6 +266,9 @@ class AsyncQueries(ABC, Generic[Row]):
         return await self._run(run)
 
 
+explain_missing_names(AsyncQueries)
+
+
 class AsyncTransaction(AsyncQueries[Row]):
     """What ``transaction()`` gives: the same queries, within the transaction."""
 
@@ -302,12 +312,15 @@ class AsyncTransaction(AsyncQueries[Row]):
 
 @asynccontextmanager
 async def outermost_async_transaction(
-    conn: AsyncServerConnection, isolation_level: IsolationLevel | None, read_only: bool | None
+    conn: AsyncServerConnection,
+    isolation_level: IsolationLevel | str | None,
+    read_only: bool | None,
 ) -> AsyncIterator[AsyncTransaction[Any]]:
     """:func:`outermost_transaction`, on the running loop."""
+    level = isolation_level_of(isolation_level)
     before = conn.isolation_level, conn.read_only
-    if isolation_level is not None:
-        await conn.set_isolation_level(isolation_level)
+    if level is not None:
+        await conn.set_isolation_level(level)
     if read_only is not None:
         await conn.set_read_only(read_only)
     try:
@@ -338,13 +351,26 @@ async def _execute(
     params: Params | None,
     row_factory: AsyncRowFactory[Any] | None,
 ) -> psycopg.AsyncCursor[Any]:
-    cursor = conn.cursor() if row_factory is None else conn.cursor(row_factory=row_factory)
-    return await cursor.execute(cast("QueryNoTemplate", query), params)
+    if row_factory is None:
+        row_factory = conn.row_factory
+    elif type(row_factory) is not FunctionType:
+        require_row_factory(row_factory)
+    cursor = conn.cursor(row_factory=row_factory)
+    try:
+        return await cursor.execute(cast("QueryNoTemplate", query), params)
+    except TypeError:
+        explain_parameters(params)
+        raise
 
 
 async def _execute_many(
     conn: AsyncServerConnection, query: Query, params_list: list[Params]
 ) -> int:
     async with conn.transaction(), conn.cursor() as cursor:
-        await cursor.executemany(query, params_list)
+        try:
+            await cursor.executemany(query, params_list)
+        except TypeError:
+            for params in params_list:
+                explain_parameters(params)
+            raise
         return max(0, cursor.rowcount)

@@ -11,6 +11,7 @@ import psycopg
 from psycopg.rows import Row, tuple_row
 
 from .connections.server_connection import ServerConnection
+from .mistakes import explain_parameters, require_row_factory
 from .rows import instead_of, maker_into
 
 if TYPE_CHECKING:
@@ -56,12 +57,18 @@ class RowStream(Iterator[Row]):
                 raise ValueError(f"batch_size must be at least 1, not {batch_size}")
             if give_back is not None:
                 conn.autocommit = False  # a cursor lives in a transaction
+            if row_factory is not None:
+                require_row_factory(row_factory)
             factory = row_factory if into is None else instead_of(row_factory, tuple_row)
             self._cursor = cursor = conn.cursor(
                 f"flask_pgmonkey_{next(_numbers)}", row_factory=factory or conn.row_factory
             )
             cursor.itersize = batch_size
-            cursor.execute(query, params)
+            try:
+                cursor.execute(query, params)
+            except TypeError:
+                explain_parameters(params)
+                raise
             self._rows: Iterator[Any] = iter(cursor)
             if into is not None:
                 make = maker_into(into, cursor)
