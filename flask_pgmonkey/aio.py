@@ -14,6 +14,7 @@ from psycopg.rows import Row
 from .background import await_in_background, is_in_background, submit_to_background
 from .connections.query_timeout import timeout_of_block
 from .connections.server_connection_async import AsyncServerConnection
+from .connections.watching import Hop
 from .database import PooledAsyncQueries
 from .queries import IsolationLevel
 from .queries_async import AsyncQueries, AsyncTransaction
@@ -24,8 +25,9 @@ T = TypeVar("T")
 class BackgroundTransaction(AsyncQueries[Row]):
     """What ``db.aio.transaction()`` gives: the same queries, within the transaction."""
 
-    def __init__(self, there: AsyncTransaction[Row]) -> None:
+    def __init__(self, there: AsyncTransaction[Row], prepare_hop: Callable[[], Hop | None]) -> None:
         self._there = there
+        self._prepare_hop = prepare_hop
 
     def __repr__(self) -> str:
         return repr(self._there).replace("Async", "Background")
@@ -33,18 +35,24 @@ class BackgroundTransaction(AsyncQueries[Row]):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[BackgroundTransaction[Row]]:
         """A savepoint: an exception in its block undoes what the block did."""
-        async with _pinned(self._there.transaction()) as nested:
+        async with _pinned(self._there.transaction(), self._prepare_hop) as nested:
             yield nested
 
     async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
-        return await await_in_background(self._there._run(work))
+        return await await_in_background(self._there._run(work), self._prepare_hop)
 
 
 class BackgroundDatabase(AsyncQueries[Row]):
-    """An async database on the background loop, whose methods can be awaited from any loop."""
+    """An async database on the background loop, whose methods can be awaited from any loop.
 
-    def __init__(self, there: PooledAsyncQueries[Row]) -> None:
+    :param prepare_hop: gives what events there need to know of a caller.
+    """
+
+    def __init__(
+        self, there: PooledAsyncQueries[Row], prepare_hop: Callable[[], Hop | None]
+    ) -> None:
         self._there = there
+        self._prepare_hop = prepare_hop
 
     def __repr__(self) -> str:
         return f"<BackgroundDatabase {self._there.config.target}>"
@@ -54,11 +62,11 @@ class BackgroundDatabase(AsyncQueries[Row]):
 
         :raises psycopg.OperationalError: at once, with the server's words.
         """
-        await await_in_background(self._there.connect())
+        await await_in_background(self._there.connect(), self._prepare_hop)
 
     async def disconnect(self) -> None:
         """Close the pool; the next query opens it again."""
-        await await_in_background(self._there.disconnect())
+        await await_in_background(self._there.disconnect(), self._prepare_hop)
 
     @asynccontextmanager
     async def transaction(
@@ -68,26 +76,28 @@ class BackgroundDatabase(AsyncQueries[Row]):
 
         An exception rolls all of them back. One connection is pinned for the block.
         """
-        async with _pinned(self._there.transaction(isolation_level, read_only)) as transaction:
+        block = self._there.transaction(isolation_level, read_only)
+        async with _pinned(block, self._prepare_hop) as transaction:
             yield transaction
 
     async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
-        return await await_in_background(self._there._run(work))
+        return await await_in_background(self._there._run(work), self._prepare_hop)
 
 
 @asynccontextmanager
 async def _pinned(
     block: AbstractAsyncContextManager[AsyncTransaction[Row]],
+    prepare_hop: Callable[[], Hop | None],
 ) -> AsyncIterator[BackgroundTransaction[Row]]:
     """A block that is entered and left on the background loop, from any loop."""
     if is_in_background():
         async with block as transaction:
-            yield BackgroundTransaction(transaction)
+            yield BackgroundTransaction(transaction, prepare_hop)
         return
-    pinned = _PinnedBlock(block)
+    pinned = _PinnedBlock(block, prepare_hop)
     transaction = await pinned.begin()
     try:
-        yield BackgroundTransaction(transaction)
+        yield BackgroundTransaction(transaction, prepare_hop)
     except psycopg.Rollback as rollback:
         await pinned.end(commit=False)
         if rollback.transaction is not None:
@@ -105,13 +115,20 @@ class _PinnedBlock:
     Whenever that job is cancelled, it rolls back and gives its connection back.
     """
 
-    def __init__(self, block: AbstractAsyncContextManager[AsyncTransaction[Any]]) -> None:
+    def __init__(
+        self,
+        block: AbstractAsyncContextManager[AsyncTransaction[Any]],
+        prepare_hop: Callable[[], Hop | None],
+    ) -> None:
         self._block = block
+        self._prepare_hop = prepare_hop
         self._begun: concurrent.futures.Future[AsyncTransaction[Any]] = concurrent.futures.Future()
         self._over: asyncio.Future[bool] | None = None
 
     async def begin(self) -> AsyncTransaction[Any]:
-        self._job = submit_to_background(self._hold(), query_timeout=timeout_of_block.get())
+        self._job = submit_to_background(
+            self._hold(), query_timeout=timeout_of_block.get(), hopping=self._prepare_hop()
+        )
         self._job.add_done_callback(self._pass_failure_on)
         try:
             return await asyncio.wrap_future(self._begun)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from .connections.at_exit import before_closing, close_at_exit
 from .connections.query_timeout import timeout_of_block
+from .connections.watching import Hop, hop
 from .per_process import PerProcess
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -145,6 +146,7 @@ class _LoopThread:
         coro: Coroutine[Any, Any, T],
         context: Callable[[], AbstractContextManager[Any]],
         query_timeout: float,
+        hopping: Hop | None,
     ) -> Job[T]:
         # Until the coroutine has ended: that is after a cancelled future is done.
         job = Job(coro, context, self.loop, note_end=self._jobs.discard)
@@ -153,6 +155,8 @@ class _LoopThread:
         own = contextvars.Context()
         if query_timeout:
             own.run(timeout_of_block.set, query_timeout)
+        if hopping is not None:
+            own.run(hop.set, hopping)
         own.run(self.loop.call_soon_threadsafe, job.start)
         return job
 
@@ -254,10 +258,12 @@ def submit_to_background(
     coro: Coroutine[Any, Any, T],
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     query_timeout: float = 0.0,
+    hopping: Hop | None = None,
 ) -> Job[T]:
     """Start *coro*, within a *context* of its own, on the background loop.
 
     :param query_timeout: the bound of its queries, in seconds, that ``db.timeout()`` has set.
+    :param hopping: what its events need to know of its caller.
     """
     try:
         _refuse_gevent()
@@ -268,17 +274,22 @@ def submit_to_background(
             if state.thread is None:
                 state.thread = _LoopThread()
             close_at_exit()
-            return state.thread.start(coro, context, query_timeout)
+            return state.thread.start(coro, context, query_timeout, hopping)
     except BaseException:
         coro.close()
         raise
 
 
-async def await_in_background(coro: Coroutine[Any, Any, T]) -> T:
-    """Await *coro* on the background loop, from any loop. Cancellation is carried through."""
+async def await_in_background(
+    coro: Coroutine[Any, Any, T], prepare_hop: Callable[[], Hop | None]
+) -> T:
+    """Await *coro* on the background loop, from any loop. Cancellation is carried through.
+
+    :param prepare_hop: gives what its events need to know of its caller.
+    """
     if is_in_background():
         return await coro
-    job = submit_to_background(coro, query_timeout=timeout_of_block.get())
+    job = submit_to_background(coro, query_timeout=timeout_of_block.get(), hopping=prepare_hop())
     return await asyncio.wrap_future(job)
 
 

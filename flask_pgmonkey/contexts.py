@@ -26,12 +26,15 @@ from psycopg.pq import TransactionStatus
 from .connections import PoolConnection
 from .connections.liveness import is_connected
 from .connections.server_connection import ServerConnection
+from .connections.watching import telling_later
 from .queries import Transaction
+from .signals import Tally, connection_borrowed, pool_exhausted
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 _ON_G = "_pgmonkey"
 _ON_G_AFTER_END = "_pgmonkey_after_end"
+_TALLY = "_pgmonkey_tally"
 _IDLE = TransactionStatus.IDLE
 _IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
 _ACTIVE = TransactionStatus.ACTIVE
@@ -75,11 +78,11 @@ class HeldConnection:
     """
 
     __slots__ = (
-        "_app", "_found_open", "_get_pool", "_is_changing", "_lock", "_request",
+        "_app", "_bind", "_found_open", "_get_pool", "_is_changing", "_lock", "_request",
         "conn", "open_transactions", "pid", "uses",
     )  # fmt: skip
 
-    def __init__(self, app: Flask, get_pool: Callable[[Flask], PoolConnection]) -> None:
+    def __init__(self, app: Flask, get_pool: Callable[[Flask], PoolConnection], bind: str) -> None:
         self.pid: int = os.getpid()
         self.conn: ServerConnection | None = None
         self.open_transactions: list[OpenTransaction] = []
@@ -87,6 +90,7 @@ class HeldConnection:
         self.uses: list[None] = []
         self._app: Flask | None = app  # None when the context has ended
         self._get_pool = get_pool
+        self._bind = bind
         # Reentrant, for what is called in the middle of it: __del__ and handlers of signals.
         self._lock = threading.RLock()
         self._is_changing = False  # self.conn, by the thread that has the lock
@@ -111,6 +115,9 @@ class HeldConnection:
             conn = self.conn
             if conn is not None and (self.open_transactions or _can_take_a_query(conn)):
                 return conn
+            if connection_borrowed.receivers or pool_exhausted.receivers:
+                with telling_later(self._bind):  # when the lock is free
+                    return self._borrow()
             return self._borrow()
         except BaseException:
             self.uses.pop()
@@ -135,6 +142,7 @@ class HeldConnection:
                     raise error_of_ended_context()
                 conn = self._get_pool(self._app).borrow(autocommit=True)
                 conn.record.uses = self.uses
+                conn.record.bind = self._bind
                 conn.record.is_handed_out = False
                 self.conn = conn  # last this: who finds it may use it at once
                 return conn
@@ -159,6 +167,7 @@ class HeldConnection:
             # Another thread of this context is using it, or somebody has a cursor or a COPY on it.
             own = self._get_pool(app).borrow(autocommit=True)
             own.record.uses = self.uses
+            own.record.bind = self._bind
             return own, True
         finally:
             self.uses.pop()
@@ -347,10 +356,12 @@ def no_app_context() -> RuntimeError:
     )
 
 
-def held_connection(bind: object, get_pool: Callable[[Flask], PoolConnection]) -> HeldConnection:
+def held_connection(
+    bind: tuple[object, str], get_pool: Callable[[Flask], PoolConnection]
+) -> HeldConnection:
     """What the current app context holds for a bind.
 
-    :param bind: whatever stands for it.
+    :param bind: what stands for it, its name last.
     :param get_pool: gives an app's pool to borrow from.
     :raises RuntimeError: outside an app context, or in one that has ended.
     """
@@ -369,14 +380,14 @@ def held_connection(bind: object, get_pool: Callable[[Flask], PoolConnection]) -
             raise error_of_ended_context()
         if push is context.ended_push:
             return _context_after_end(app_context).setdefault(
-                bind, HeldConnection(app_context.app, get_pool)
+                bind, HeldConnection(app_context.app, get_pool, bind[1])
             )
         g.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
     # Threads of one context may come here at the same time; all get the same one.
     shared: Context = g.setdefault(_ON_G, Context())
-    held = shared.setdefault(bind, HeldConnection(app_context.app, get_pool))
+    held = shared.setdefault(bind, HeldConnection(app_context.app, get_pool, bind[1]))
     if held.pid != os.getpid():
-        held = shared[bind] = HeldConnection(app_context.app, get_pool)
+        held = shared[bind] = HeldConnection(app_context.app, get_pool, bind[1])
     return held
 
 
@@ -447,6 +458,25 @@ def _query_within_change() -> RuntimeError:
 def current_request() -> object:
     """What stands for the request that is being handled; None outside of any."""
     return _request_context.get(None)
+
+
+def current_tally() -> Tally | None:
+    """That of the request that is being handled, or of the app context; None outside of both."""
+    app_context = _app_context.get(None)
+    if app_context is None:
+        return None
+    # A request may share an outer app context. Since Flask 3.2 it is one.
+    context: Any = _request_context.get(None) or app_context
+    tally: Tally | None = vars(context).get(_TALLY)
+    if tally is None:
+        tally = vars(context).setdefault(_TALLY, _new_tally())
+    return tally
+
+
+def _new_tally() -> Tally:
+    if not has_request_context():
+        return Tally()
+    return Tally(request.endpoint, request.method, request.path)
 
 
 def describe_context() -> str:

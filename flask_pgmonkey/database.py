@@ -6,8 +6,9 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from psycopg.rows import Row
 
@@ -29,6 +30,7 @@ from .queries_async import (
     nested_async_transaction,
     outermost_async_transaction,
 )
+from .signals import Origin
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -96,7 +98,9 @@ class Database(Queries[Row]):
             config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
         )
         self.manager: PGConnectionManager = PGConnectionManager(
-            row_factory=row_factory, configure=configure
+            row_factory=row_factory,
+            configure=configure,
+            find_origin=partial(_origin_of, ref(self)),
         )
         self._of_thread = _OfThread()
 
@@ -258,7 +262,11 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
         allow_sensitive_defaults: bool = False,
     ) -> None:
         super().__init__(
-            PGConnectionManager(row_factory=row_factory, configure=configure),
+            PGConnectionManager(
+                row_factory=row_factory,
+                configure=configure,
+                find_origin=partial(_origin_of, ref(self)),
+            ),
             read_config(
                 config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
             ),
@@ -310,3 +318,9 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
             await let_dropped_generators_end()
             opened = self._of_task.get(task)
         return opened.conn if opened is not None else None
+
+
+def _origin_of(database: Callable[[], object], config: Config) -> Origin | None:
+    # The manager must not keep the database alive that has it.
+    sender = database()
+    return Origin(sender) if sender is not None else None

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import psycopg
 from flask import Flask, abort, has_request_context
@@ -21,11 +21,13 @@ from .config.values import Setting, nearest_name, switch
 from .connections import Configure, PoolConnection
 from .connections.query_timeout import block_with_timeout
 from .connections.server_connection import ServerConnection
+from .connections.watching import hop_of
 from .contexts import (
     HeldConnection,
     OpenTransaction,
     current_app,
     current_request,
+    current_tally,
     describe_context,
     held_connection,
     release_what_the_context_holds,
@@ -42,6 +44,7 @@ from .queries import (
     outermost_transaction,
     refuse_options_of_nested,
 )
+from .signals import FindOrigin, Origin
 from .streaming import RowStream
 from .unavailable import answer_outages
 
@@ -75,17 +78,21 @@ class _AppState:
     def __init__(
         self,
         manager: PGConnectionManager,
+        find_origin: FindOrigin,
+        names: dict[str, str],
         sources: dict[str, ConfigSource],
         resolve_env: bool,
         allow_sensitive_defaults: bool,
         postgres_folder: str,
     ) -> None:
         self.manager = manager
+        self.find_origin = find_origin
         self.sources = sources
         self.resolve_env = resolve_env
         self.allow_sensitive_defaults = allow_sensitive_defaults
         self.postgres_folder = postgres_folder
         self.configs: dict[tuple[int, str], Config] = {}
+        self.names: dict[str, str] = names  # of binds, by the key of their config
         self.find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = {}
 
 
@@ -145,7 +152,10 @@ class BoundDatabase(Queries[Row]):
         from .aio import BackgroundDatabase  # what many apps never use
 
         config = self._db.get_config(self._name)
-        return BackgroundDatabase(PooledAsyncQueries(self._db.manager, config))
+        state = self._db._state()
+        there: PooledAsyncQueries[Row] = PooledAsyncQueries(state.manager, config)
+        prepare_hop = partial(hop_of, state.find_origin, config, self._name)
+        return BackgroundDatabase(there, prepare_hop)
 
     @property
     def connection(self) -> psycopg.Connection[Row]:
@@ -360,12 +370,17 @@ class PGMonkey(BoundDatabase[Row]):
                     allow_sensitive_defaults=allow_defaults,
                     origin=_origin(name, source),
                 )
+        names: dict[str, str] = {}
+        find_origin = partial(_origin_of, ref(app), names)
         self._apps[app] = _AppState(
             manager=PGConnectionManager(
                 configure=self._configure,
                 row_factory=self._row_factory,
                 describe_borrower=describe_context,
+                find_origin=find_origin,
             ),
+            find_origin=find_origin,
+            names=names,
             sources=sources,
             resolve_env=resolve_env,
             allow_sensitive_defaults=allow_defaults,
@@ -482,6 +497,7 @@ class PGMonkey(BoundDatabase[Row]):
         if config is None:
             # No lock: a fork while it is held would block the child for ever.
             config = state.configs.setdefault(key, _read_bind(state, name))
+            state.names.setdefault(config.key, name)
         return config
 
     @property
@@ -530,6 +546,16 @@ def _advise_against_async_in_views() -> None:
         "An async connection was asked for in a view. It closes with the event loop of that view:"
         " use 'await db.aio.fetch_all(…)' and the others, whose pool stays open."
     )
+
+
+def _origin_of(
+    find_app: Callable[[], Flask | None], names: Mapping[str, str], config: Config
+) -> Origin | None:
+    # The manager must not keep the app alive that has it.
+    app = find_app()
+    if app is None:
+        return None
+    return Origin(app, names.get(config.key), current_tally(), app.debug)
 
 
 def _warn_of_unknown_keys(app: Flask) -> None:

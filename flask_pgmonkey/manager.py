@@ -18,6 +18,7 @@ from .connections.single_flight import AsyncSingleFlight, SingleFlight
 from .errors import ConfigError
 from .mistakes import require_row_factory
 from .per_process import PerProcess
+from .signals import FindOrigin
 
 if TYPE_CHECKING:
     from .connections import AsyncNormalConnection, AsyncPoolConnection, NormalConnection
@@ -66,6 +67,8 @@ class PGConnectionManager:
     :param row_factory: how connections make rows; tuples without it.
     :param describe_borrower: names who borrows from a pool, for the log lines of
         ``leak_threshold``.
+    :param find_origin: says whose the events of :mod:`flask_pgmonkey.signals` are; the connection
+        objects' own without it.
     """
 
     def __init__(
@@ -74,12 +77,14 @@ class PGConnectionManager:
         configure: Configure | None = None,
         row_factory: Any = None,
         describe_borrower: Callable[[], str] | None = None,
+        find_origin: FindOrigin | None = None,
     ) -> None:
         self._configure = configure
         if row_factory is not None:
             require_row_factory(row_factory)
         self._row_factory = row_factory
         self._describe_borrower = describe_borrower
+        self._find_origin = find_origin
         self._files: dict[tuple[ConfigPath, bool, bool], tuple[tuple[int, ...], Config]] = {}
         self._caches: PerProcess[_Cache] = PerProcess(_Cache)
 
@@ -329,6 +334,7 @@ class PGConnectionManager:
             "configure": self._configure,
             "row_factory": self._row_factory,
             "describe_borrower": self._describe_borrower,
+            "find_origin": self._find_origin,
         }
 
     @property

@@ -25,7 +25,7 @@ LAYERS = [
     {"config"},
     {"rows"},
     {"per_process"},
-    {"errors", "files", "mistakes", "owned_lock", "printable"},
+    {"errors", "files", "mistakes", "owned_lock", "printable", "signals"},
 ]
 LEVELS = {name: len(LAYERS) - level for level, names in enumerate(LAYERS) for name in names}
 FLASK = {"flask", "werkzeug", "click", "jinja2"}

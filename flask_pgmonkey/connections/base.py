@@ -17,6 +17,7 @@ import psycopg
 
 from ..config import Config
 from ..per_process import PerProcess
+from ..signals import FindOrigin
 from .blocks import Blocks, calling_frame, entering_frame, is_of_contextlib
 from .server_connection import ServerConnection
 from .server_connection_base import Configure
@@ -41,6 +42,7 @@ class ConnectionObject(ABC, Generic[StateT]):
     :param row_factory: how the connections make rows; tuples without it.
     :param describe_borrower: names who is borrowing from a pool in the log lines of
         ``leak_threshold``.
+    :param find_origin: says whose the events of its connections are; its own without it.
     """
 
     connection_type: str
@@ -52,7 +54,9 @@ class ConnectionObject(ABC, Generic[StateT]):
         configure: Configure | None = None,
         row_factory: Any = None,
         describe_borrower: DescribeBorrower | None = None,
+        find_origin: FindOrigin | None = None,
     ) -> None:
+        self.find_origin: FindOrigin | None = find_origin
         self.config: Config = config
         self.plans_changed: int = 0
         self._configure = configure

@@ -68,6 +68,7 @@ class BorrowedConnections:
             record.borrower = self._describe_borrower() if self._describe_borrower else ""
             record.stack = _stack_of_borrower()
         record.borrowed_at = now
+        record.bind = None
         self._borrowed[id(conn)] = ref(conn)
 
     def take_back(self, conn: ServerConnection | AsyncServerConnection) -> bool:

@@ -7,6 +7,8 @@ it comes back.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterable, Iterator, Sized
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
@@ -16,12 +18,17 @@ from psycopg.abc import ConnectionType
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
+from ..signals import query_executed
 from .connect_errors import copy_for_waiter
 from .marks import leaves_state
+from .watching import Call, Watch
 
 if TYPE_CHECKING:
+    from contextlib import _AsyncGeneratorContextManager, _GeneratorContextManager
+
     from psycopg._queries import PostgresQuery
     from psycopg.abc import Params, Query
+    from psycopg.copy import AsyncWriter, Writer
     from psycopg.pq.abc import PGresult
     from typing_extensions import Self
 
@@ -103,6 +110,14 @@ class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
         prepare: bool | None = None,
         binary: bool | None = None,
     ) -> Self:
+        if query_executed.receivers:
+            with Watch(self._conn, query, params, cursor=self):
+                return self._execute(query, params, prepare, binary)
+        return self._execute(query, params, prepare, binary)
+
+    def _execute(
+        self, query: Query, params: Params | None, prepare: bool | None, binary: bool | None
+    ) -> Self:
         run: Any = psycopg.Cursor.execute  # its signature wants template strings apart
         try:
             run(self, query, params, prepare=prepare, binary=binary)
@@ -113,6 +128,47 @@ class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
             return self
         run(self, query, params, prepare=prepare, binary=binary)
         return self
+
+    def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> None:
+        if not query_executed.receivers:
+            super().executemany(query, params_seq, returning=returning)
+            return
+        count = len(params_seq) if isinstance(params_seq, Sized) else 1
+        with Watch(self._conn, query, kind="many", cursor=self, statements=count):
+            super().executemany(query, params_seq, returning=returning)
+
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        binary: bool | None = None,
+        size: int = 1,
+    ) -> Iterator[Row]:
+        rows = super().stream(query, params, binary=binary, size=size)
+        return self._watched_rows(rows, query, params) if query_executed.receivers else rows
+
+    def _watched_rows(
+        self, rows: Iterator[Row], query: Query, params: Params | None
+    ) -> Iterator[Row]:
+        with Watch(self._conn, query, params, kind="stream"):
+            yield from rows
+
+    def copy(
+        self, statement: Query, params: Params | None = None, *, writer: Writer | None = None
+    ) -> _GeneratorContextManager[psycopg.Copy]:
+        block = super().copy(statement, params, writer=writer)
+        return self._watched(block, statement, params) if query_executed.receivers else block
+
+    @contextmanager
+    def _watched(
+        self, block: _GeneratorContextManager[psycopg.Copy], statement: Query, params: Params | None
+    ) -> Iterator[psycopg.Copy]:
+        with Watch(self._conn, statement, params, kind="copy", cursor=self):
+            with block as copy:
+                yield copy
 
 
 class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.AsyncCursor[Row]):
@@ -128,6 +184,14 @@ class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.Async
         prepare: bool | None = None,
         binary: bool | None = None,
     ) -> Self:
+        if query_executed.receivers:
+            with Watch(self._conn, query, params, cursor=self):
+                return await self._execute(query, params, prepare, binary)
+        return await self._execute(query, params, prepare, binary)
+
+    async def _execute(
+        self, query: Query, params: Params | None, prepare: bool | None, binary: bool | None
+    ) -> Self:
         run: Any = psycopg.AsyncCursor.execute  # its signature wants template strings apart
         try:
             await run(self, query, params, prepare=prepare, binary=binary)
@@ -139,11 +203,102 @@ class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.Async
         await run(self, query, params, prepare=prepare, binary=binary)
         return self
 
+    async def executemany(
+        self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
+    ) -> None:
+        if not query_executed.receivers:
+            await super().executemany(query, params_seq, returning=returning)
+            return
+        count = len(params_seq) if isinstance(params_seq, Sized) else 1
+        with Watch(self._conn, query, kind="many", cursor=self, statements=count):
+            await super().executemany(query, params_seq, returning=returning)
+
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        binary: bool | None = None,
+        size: int = 1,
+    ) -> AsyncIterator[Row]:
+        rows = super().stream(query, params, binary=binary, size=size)
+        return self._watched_rows(rows, query, params) if query_executed.receivers else rows
+
+    async def _watched_rows(
+        self, rows: Any, query: Query, params: Params | None
+    ) -> AsyncIterator[Row]:
+        with Watch(self._conn, query, params, kind="stream"):
+            async with aclosing(rows):
+                async for row in rows:
+                    yield row
+
+    def copy(
+        self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
+    ) -> _AsyncGeneratorContextManager[psycopg.AsyncCopy]:
+        block = super().copy(statement, params, writer=writer)
+        return self._watched(block, statement, params) if query_executed.receivers else block
+
+    @asynccontextmanager
+    async def _watched(
+        self,
+        block: _AsyncGeneratorContextManager[psycopg.AsyncCopy],
+        statement: Query,
+        params: Params | None,
+    ) -> AsyncIterator[psycopg.AsyncCopy]:
+        with Watch(self._conn, statement, params, kind="copy", cursor=self):
+            async with block as copy:
+                yield copy
+
 
 class ServerCursor(MarkingCursor["psycopg.Connection[Any]", Row], psycopg.ServerCursor[Row]):
     """psycopg's ServerCursor, with an eye on what stays on the session."""
 
     __slots__ = ()
+
+    def execute(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        binary: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        if not query_executed.receivers:
+            return super().execute(query, params, binary=binary, **kwargs)
+        with Watch(self._conn, query, params):
+            return super().execute(query, params, binary=binary, **kwargs)
+
+    def close(self) -> None:
+        with Call(self._record):
+            super().close()
+
+    def fetchone(self) -> Row | None:
+        with Call(self._record):
+            return super().fetchone()
+
+    def fetchmany(self, size: int = 0) -> list[Row]:
+        with Call(self._record):
+            return super().fetchmany(size)
+
+    def fetchall(self) -> list[Row]:
+        with Call(self._record):
+            return super().fetchall()
+
+    def scroll(self, value: int, mode: str = "relative") -> None:
+        with Call(self._record):
+            super().scroll(value, mode)
+
+    def __iter__(self) -> Any:
+        return self._told_rows() if query_executed.receivers else super().__iter__()
+
+    def _told_rows(self) -> Iterator[Row]:
+        while True:
+            try:
+                with Call(self._record):
+                    row = self.__next__()
+            except StopIteration:
+                return
+            yield row
 
 
 class AsyncServerCursor(
@@ -152,6 +307,51 @@ class AsyncServerCursor(
     """psycopg's AsyncServerCursor, with an eye on what stays on the session."""
 
     __slots__ = ()
+
+    async def execute(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        binary: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        if not query_executed.receivers:
+            return await super().execute(query, params, binary=binary, **kwargs)
+        with Watch(self._conn, query, params):
+            return await super().execute(query, params, binary=binary, **kwargs)
+
+    async def close(self) -> None:
+        with Call(self._record):
+            await super().close()
+
+    async def fetchone(self) -> Row | None:
+        with Call(self._record):
+            return await super().fetchone()
+
+    async def fetchmany(self, size: int = 0) -> list[Row]:
+        with Call(self._record):
+            return await super().fetchmany(size)
+
+    async def fetchall(self) -> list[Row]:
+        with Call(self._record):
+            return await super().fetchall()
+
+    async def scroll(self, value: int, mode: str = "relative") -> None:
+        with Call(self._record):
+            await super().scroll(value, mode)
+
+    def __aiter__(self) -> Any:
+        return self._told_rows() if query_executed.receivers else super().__aiter__()
+
+    async def _told_rows(self) -> AsyncIterator[Row]:
+        while True:
+            try:
+                with Call(self._record):
+                    row = await self.__anext__()
+            except StopAsyncIteration:
+                return
+            yield row
 
 
 def is_stale_plan(error: psycopg.Error) -> bool:

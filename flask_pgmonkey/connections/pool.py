@@ -15,6 +15,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from ..config import Config
+from ..signals import connection_borrowed, connection_returned, pool_exhausted
 from .base import Block, DescribeBorrower, StateOfBlocks, SyncConnectionObject
 from .borrowed import BorrowedConnections
 from .connect_errors import can_pass, copy_for_waiter
@@ -23,6 +24,7 @@ from .psycopg_pool import Connector, Pool
 from .record import attributes_of
 from .server_connection import ServerConnection
 from .single_flight import SingleFlight
+from .watching import note_borrowed, note_exhausted, take_unsent, tell_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -196,6 +198,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                 )
                 if is_outage:
                     pool.make_outage_known(error)
+                if pool_exhausted.receivers and len(state.borrowed) >= self._settings.max_size:
+                    note_exhausted(self, error, pool.get_stats(), monotonic() - start)
                 try:
                     raise error from error.__cause__
                 finally:
@@ -212,6 +216,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                     if record.plans_changed != self.plans_changed:
                         record.prepare_anew(conn)
                     state.borrowed.lend(conn, now)
+                    if connection_borrowed.receivers:
+                        note_borrowed(self, now - start)
                     return conn
             except BaseException:
                 pool.discard(conn)
@@ -249,12 +255,17 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
             record.released_at = now = monotonic()
+            unsent = None
+            if record.unsent or connection_returned.receivers:
+                unsent = take_unsent(record, now - record.borrowed_at)
             if is_reusable:
                 pool.give_back(conn, now)
             else:
                 if conn.broken or conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
                     pool.suspect_idle()
                 pool.discard(conn)
+            if unsent:
+                tell_all(unsent)
 
     def abandon(self, conn: ServerConnection) -> None:
         """Give up a borrowed connection that another thread still uses.

@@ -17,6 +17,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from ..config import Config
+from ..signals import connection_borrowed, connection_returned, pool_exhausted
 from .base import Block, DescribeBorrower
 from .base_async import AsyncConnectionObject, StateOnLoop
 from .borrowed import BorrowedConnections
@@ -27,6 +28,7 @@ from .psycopg_pool_async import AsyncConnector, AsyncPool
 from .record import attributes_of
 from .server_connection_async import AsyncServerConnection
 from .single_flight import AsyncSingleFlight
+from .watching import note_borrowed, note_exhausted, take_unsent, tell_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -230,6 +232,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                 )
                 if is_outage:
                     await pool.make_outage_known(error)
+                if pool_exhausted.receivers and len(state.borrowed) >= self._settings.max_size:
+                    note_exhausted(self, error, pool.get_stats(), monotonic() - start)
                 try:
                     raise error from error.__cause__
                 finally:
@@ -246,6 +250,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                     if record.plans_changed != self.plans_changed:
                         record.prepare_anew(conn)
                     state.borrowed.lend(conn, now)
+                    if connection_borrowed.receivers:
+                        note_borrowed(self, now - start)
                     return conn
             except BaseException:
                 await pool.discard(conn)
@@ -284,12 +290,17 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
             logger.warning("Closing a connection to %s: %s", self.config.target, error)
         finally:
             record.released_at = now = monotonic()
+            unsent = None
+            if record.unsent or connection_returned.receivers:
+                unsent = take_unsent(record, now - record.borrowed_at)
             if is_reusable:
                 await pool.give_back(conn, now)
             else:
                 if conn.broken or conn.pgconn.transaction_status == TransactionStatus.ACTIVE:
                     pool.suspect_idle()
                 await pool.discard(conn)
+            if unsent:
+                tell_all(unsent)
             if state.pool is not pool:
                 self._leave_loop(state)
 

@@ -10,6 +10,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq.abc import PGconn
 
 from ..config import Config
+from ..signals import FindOrigin
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -32,9 +33,11 @@ class Opener(Protocol):
 
     :ivar plans_changed: how often a connection of it met a prepared statement that a migration had
         made stale.
+    :ivar find_origin: says whose the events of its connections are.
     """
 
     plans_changed: int
+    find_origin: FindOrigin | None
 
     @property
     def config(self) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import sys
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from time import monotonic
@@ -16,8 +17,10 @@ from .marks import prepares
 
 if TYPE_CHECKING:
     import psycopg
+    from blinker import NamedSignal
     from psycopg._connection_base import BaseConnection
 
+    from ..signals import Event
     from .protocols import NotedConnection, Opener
 
 SourceT = TypeVar("SourceT")
@@ -59,11 +62,18 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar blocks: the open ``with`` blocks of the psycopg connection itself, innermost last.
     :ivar failed_by: what made the transaction fail that is open, or one before it.
     :ivar shutdown_sqlstate: why the server ends the connection, once it has said so.
+    :ivar bind: the name of the database for which it is borrowed, where the borrower knows it.
+    :ivar is_seen: whether what happens on it is told: not while it is made ready.
+    :ivar unsent: what is to be told as soon as the connection is not locked.
+    :ivar pipelined: the statements of the pipeline that is open, if somebody listens.
+    :ivar transaction_began: when the open transaction did, by ``time.perf_counter``, if somebody
+        listened.
     """
 
     __slots__ = (
         "adapters",
         "attributes",
+        "bind",
         "blocks",
         "borrowed_at",
         "borrower",
@@ -73,17 +83,21 @@ class ConnectionRecord(Generic[SourceT]):
         "is_copy_cancelled",
         "is_handed_out",
         "is_marked",
+        "is_seen",
         "leak_logged",
         "login_expiry",
         "met_read_only_at",
         "opened_at",
         "opener",
+        "pipelined",
         "plans_changed",
         "poll_socket",
         "released_at",
         "shutdown_sqlstate",
         "source",
         "stack",
+        "transaction_began",
+        "unsent",
         "uses",
     )
 
@@ -110,10 +124,16 @@ class ConnectionRecord(Generic[SourceT]):
         self.login_expiry: float | None = None
         self.failed_by: Exception | None = None
         self.blocks: list[Any] = []
+        self.bind: str | None = None
+        self.is_seen: bool = False
+        self.unsent: deque[tuple[NamedSignal, Any, Event]] = deque()
+        self.pipelined: list[str] | None = None
+        self.transaction_began: float | None = None
         self.has_prepared: bool = False
         self.met_read_only_at: float = 0.0
         self.forget_configure(conn)
         self.note_ready(conn)
+        self.is_seen = False  # not before it is ready with its settings
         self.opened_at: float = monotonic()
 
     def forget_configure(self, conn: NotedConnection) -> None:
@@ -127,6 +147,7 @@ class ConnectionRecord(Generic[SourceT]):
         """Remember *conn* as it is now: so a release puts it back."""
         self.released_at: float = monotonic()
         self.is_marked: bool = False
+        self.is_seen = True
         adapters = conn._adapters
         self.adapters: AdaptersMap | None = adapters and AdaptersMap(adapters)
         conn.registered.clear()

@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 from ..config import Config
 from ..config.login import Login
 from ..owned_lock import OwnedLock
+from ..signals import query_executed
 from . import configuring
 from .cursor import Cursor, ServerCursor
 from .login_attempts import PAUSE, LoginAttempt
@@ -46,10 +47,13 @@ from .server_connection_base import (
     warn_of_pooler,
 )
 from .transaction import Transaction
+from .watching import Call, PipelineWatch
 
 if TYPE_CHECKING:
+    from contextlib import _GeneratorContextManager
     from types import TracebackType
 
+    from psycopg import Pipeline
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn
     from psycopg.rows import RowFactory
@@ -155,18 +159,39 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         if asking.is_alive():
             raise DeadlineError
 
+    def commit(self) -> None:
+        with Call(self.record):
+            super().commit()
+
+    def rollback(self) -> None:
+        with Call(self.record):
+            super().rollback()
+
+    def pipeline(self) -> _GeneratorContextManager[Pipeline]:
+        block = super().pipeline()
+        if query_executed.receivers and self.record.pipelined is None:
+            return self._watched(block)
+        return block
+
+    @contextmanager
+    def _watched(self, block: _GeneratorContextManager[Pipeline]) -> Iterator[Pipeline]:
+        with PipelineWatch(self):
+            with block as pipeline:
+                yield pipeline
+
     @contextmanager
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[Transaction]:
         """psycopg's own, which ends with an error where nothing was committed."""
         transaction = Transaction(self, savepoint_name, force_rollback)
-        if self._pipeline is None:
-            with transaction:
-                yield transaction
-        else:
-            with self.pipeline(), transaction, self.pipeline():
-                yield transaction
+        with Call(self.record):
+            if self._pipeline is None:
+                with transaction:
+                    yield transaction
+            else:
+                with self.pipeline(), transaction, self.pipeline():
+                    yield transaction
 
     def __enter__(self) -> Self:
         block = self.transaction()
@@ -282,6 +307,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         """
         record = self.record
         settings = record.opener.config.sync_settings
+        record.is_seen = False  # until it is ready again
         self.autocommit = True
         if record.has_prepared:
             record.forget_prepared(self)

@@ -20,6 +20,7 @@ from psycopg.rows import tuple_row
 from ..config import Config
 from ..config.login import Login
 from ..owned_lock import AsyncOwnedLock
+from ..signals import query_executed
 from . import configuring
 from .cursor import AsyncCursor, AsyncServerCursor
 from .login_attempts import PAUSE, LoginAttempt
@@ -48,10 +49,13 @@ from .server_connection_base import (
     warn_of_pooler,
 )
 from .transaction import AsyncTransaction
+from .watching import Call, PipelineWatch
 
 if TYPE_CHECKING:
+    from contextlib import _AsyncGeneratorContextManager
     from types import TracebackType
 
+    from psycopg import AsyncPipeline
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn
     from psycopg.rows import AsyncRowFactory
@@ -148,18 +152,41 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
                 raise DeadlineError
             await asyncio.sleep(0.01)
 
+    async def commit(self) -> None:
+        with Call(self.record):
+            await super().commit()
+
+    async def rollback(self) -> None:
+        with Call(self.record):
+            await super().rollback()
+
+    def pipeline(self) -> _AsyncGeneratorContextManager[AsyncPipeline]:
+        block = super().pipeline()
+        if query_executed.receivers and self.record.pipelined is None:
+            return self._watched(block)
+        return block
+
+    @asynccontextmanager
+    async def _watched(
+        self, block: _AsyncGeneratorContextManager[AsyncPipeline]
+    ) -> AsyncIterator[AsyncPipeline]:
+        with PipelineWatch(self):
+            async with block as pipeline:
+                yield pipeline
+
     @asynccontextmanager
     async def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> AsyncIterator[AsyncTransaction]:
         """psycopg's own, which ends with an error where nothing was committed."""
         transaction = AsyncTransaction(self, savepoint_name, force_rollback)
-        if self._pipeline is None:
-            async with transaction:
-                yield transaction
-        else:
-            async with self.pipeline(), transaction, self.pipeline():
-                yield transaction
+        with Call(self.record):
+            if self._pipeline is None:
+                async with transaction:
+                    yield transaction
+            else:
+                async with self.pipeline(), transaction, self.pipeline():
+                    yield transaction
 
     async def __aenter__(self) -> Self:
         block = self.transaction()
@@ -269,6 +296,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         """:meth:`ServerConnection.reset_session`, on the running loop."""
         record = self.record
         settings = record.opener.config.async_settings
+        record.is_seen = False  # until it is ready again
         await self.set_autocommit(True)
         if record.has_prepared:
             record.forget_prepared(self)

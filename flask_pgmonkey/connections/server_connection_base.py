@@ -19,14 +19,16 @@ import psycopg
 from psycopg import postgres, sql
 from psycopg._connection_base import BaseConnection
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 
 from ..config import Config, is_secret_key
 from ..errors import ConfigError
+from ..signals import query_executed, transaction_ended
 from .adapters import NotedAdapters
 from .cursor import MarkingCursor
 from .liveness import is_connected
 from .transaction import error_of_failed, has_failed
+from .watching import watched_command
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -115,6 +117,14 @@ class BaseServerConnection(BaseConnection[Any]):
             yield from self._rollback_gen()
             raise error
         yield from super()._commit_gen()
+
+    def _exec_command(
+        self, command: Any, result_format: Format = Format.TEXT
+    ) -> PQGen[PGresult | None]:
+        gen = super()._exec_command(command, result_format)
+        if query_executed.receivers or transaction_ended.receivers:
+            return watched_command(self, command, gen)
+        return gen
 
     @property
     def closed(self) -> bool:

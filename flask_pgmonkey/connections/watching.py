@@ -1,0 +1,449 @@
+"""How what happens on connections is told to those who listen to the signals.
+
+What an event says is gathered where it happens, often under psycopg's lock of the connection. It is
+told when that is free again, so that a receiver may query.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from inspect import iscoroutine
+from time import perf_counter, time
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import psycopg
+from psycopg import sql
+from psycopg.pq import ConnStatus, TransactionStatus
+
+from ..config import Config
+from ..signals import (
+    CallSite,
+    ConnectionEvent,
+    Event,
+    FindOrigin,
+    Origin,
+    PoolEvent,
+    QueryEvent,
+    TransactionEvent,
+    connection_borrowed,
+    connection_returned,
+    pool_exhausted,
+    query_executed,
+    transaction_ended,
+)
+from .parameters import without_secrets
+
+if TYPE_CHECKING:
+    from blinker import NamedSignal
+    from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGresult
+    from typing_extensions import Self
+
+    from .protocols import Opener
+    from .record import ConnectionRecord
+
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
+
+Unsent: TypeAlias = "tuple[NamedSignal, Any, Event]"
+
+_IDLE = TransactionStatus.IDLE
+_IN_TRANSACTION = (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+
+class Hop(NamedTuple):
+    """What is known of a call before it hops onto another event loop, where nothing tells it.
+
+    :ivar origin: of its events.
+    :ivar call_site: where the app's own code is.
+    """
+
+    origin: Origin
+    call_site: CallSite | None
+
+
+hop: ContextVar[Hop | None] = ContextVar("hop", default=None)
+
+_SIGNALS = (
+    query_executed, transaction_ended, connection_borrowed, connection_returned, pool_exhausted,
+)  # fmt: skip
+
+_is_telling: ContextVar[bool] = ContextVar("_is_telling", default=False)
+_kept_back: ContextVar[list[Unsent] | None] = ContextVar("_kept_back", default=None)
+
+
+# Whose it is, and where
+
+
+def origin_of(opener: Opener, bind: str | None) -> Origin:
+    """Whose an event on a connection of *opener* is.
+
+    :param bind: the name of the database, where the borrower has said it.
+    """
+    hopped = hop.get()
+    if hopped is not None:
+        return hopped.origin
+    return _found(opener.find_origin, opener.config, bind) or Origin(opener)
+
+
+def hop_of(find_origin: FindOrigin | None, config: Config, bind: str) -> Hop | None:
+    """What events need to know of a call that hops onto another event loop, if anybody listens."""
+    if not any(signal.receivers for signal in _SIGNALS):
+        return None
+    origin = _found(find_origin, config, bind)
+    return Hop(origin, call_site()) if origin is not None else None
+
+
+def _found(find_origin: FindOrigin | None, config: Config, bind: str | None) -> Origin | None:
+    origin = find_origin(config) if find_origin is not None else None
+    if origin is None or bind is None or bind == origin.bind:
+        return origin
+    return origin._replace(bind=bind)
+
+
+def call_site() -> CallSite | None:
+    """Where the app's own code is that leads here; None if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if not _is_of_no_interest(code.co_filename):
+            return CallSite(code.co_filename, frame.f_lineno, code.co_name)
+        frame = frame.f_back
+    hopped = hop.get()
+    return hopped.call_site if hopped is not None else None
+
+
+_FOLDERS_OF_NO_INTEREST = tuple(
+    os.path.join(folder, "")
+    for folder in (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(psycopg.__file__))
+)
+_STANDARD_LIBRARY = os.path.join(os.path.dirname(contextlib.__file__), "")
+_INSTALLED = tuple(
+    os.path.join(_STANDARD_LIBRARY, f"{which}-packages") for which in ("site", "dist")
+)
+
+
+@lru_cache(maxsize=4096)
+def _is_of_no_interest(file: str) -> bool:
+    if file.startswith(_FOLDERS_OF_NO_INTEREST) or file.startswith("<frozen "):
+        return True
+    return file.startswith(_STANDARD_LIBRARY) and not file.startswith(_INSTALLED)
+
+
+# Queries
+
+
+class Watch:
+    """The block in which one query runs: times it, and has it told."""
+
+    __slots__ = (
+        "_before", "_began", "_conn", "_cursor", "_kind", "_params", "_query", "_started_at",
+        "_statements",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        conn: Any,
+        query: object,
+        params: Any = None,
+        kind: str = "query",
+        cursor: Any = None,
+        statements: int = 1,
+    ) -> None:
+        self._conn = conn
+        self._query = query
+        self._params = params
+        self._kind = kind
+        self._cursor = cursor
+        self._statements = statements
+
+    def __enter__(self) -> Self:
+        self._before = self._conn.pgconn.transaction_status
+        self._started_at = time()
+        self._began = perf_counter()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.end(exc)
+        tell_unsent(self._conn.record)
+
+    def end(self, exc: BaseException | None, result: PGresult | None = None) -> None:
+        """Gather what is to be told, without telling it.
+
+        :param result: that of a command.
+        """
+        duration = perf_counter() - self._began
+        record: ConnectionRecord[Any] = self._conn.record
+        if not record.is_seen or _is_telling.get():
+            return
+        text = text_of(self._query)
+        if self._conn._pipeline is not None and record.pipelined is not None:
+            record.pipelined.append(text)
+            return
+        origin = origin_of(record.opener, record.bind)
+        site = call_site()
+        after = self._conn.pgconn.transaction_status
+        if text and query_executed.receivers:
+            self._gather(record, text, duration, exc, result, origin, site, after)
+        if after != self._before:
+            self._note_transaction(record, result, origin, site, after)
+
+    def _gather(
+        self,
+        record: ConnectionRecord[Any],
+        text: str,
+        duration: float,
+        exc: BaseException | None,
+        result: PGresult | None,
+        origin: Origin,
+        site: CallSite | None,
+        after: int,
+    ) -> None:
+        sender, bind, tally, keeps_parameters = origin
+        parameters = None
+        if keeps_parameters and self._params is not None:
+            parameters = without_secrets(text, self._params)
+        if tally is not None:
+            tally.seconds += duration
+            if self._kind != "command":
+                tally.queries += 1
+        event = QueryEvent(
+            site,
+            bind,
+            tally,
+            text,
+            parameters,
+            self._kind,
+            self._statements,
+            self._started_at,
+            duration,
+            self._rows(result) if exc is None else None,
+            type(exc).__name__ if exc is not None else None,
+            exc.sqlstate if isinstance(exc, psycopg.Error) else None,
+            self._before in _IN_TRANSACTION or after in _IN_TRANSACTION,
+        )
+        record.unsent.append((query_executed, sender, event))
+
+    def _rows(self, result: PGresult | None) -> int | None:
+        if self._cursor is not None:
+            rows: int = self._cursor.rowcount
+            return rows if rows >= 0 else None
+        if result is None:
+            return None
+        return result.ntuples if result.nfields else result.command_tuples
+
+    def _note_transaction(
+        self,
+        record: ConnectionRecord[Any],
+        result: PGresult | None,
+        origin: Origin,
+        site: CallSite | None,
+        after: int,
+    ) -> None:
+        if self._before == _IDLE:
+            record.transaction_began = self._began if after in _IN_TRANSACTION else None
+            return
+        if self._before not in _IN_TRANSACTION or after in _IN_TRANSACTION:
+            return
+        began, record.transaction_began = record.transaction_began, None
+        if not transaction_ended.receivers:
+            return
+        if result is None and self._cursor is not None:
+            result = self._cursor.pgresult
+        is_committed = (
+            self._conn.pgconn.status == ConnStatus.OK
+            and result is not None
+            and result.command_status == b"COMMIT"
+        )
+        duration = None if began is None else perf_counter() - began
+        event = TransactionEvent(site, origin.bind, origin.tally, is_committed, duration)
+        record.unsent.append((transaction_ended, origin.sender, event))
+
+
+class PipelineWatch(Watch):
+    """The block of a pipeline, whose statements are told as one."""
+
+    __slots__ = ()
+
+    def __init__(self, conn: Any) -> None:
+        super().__init__(conn, "", kind="pipeline")
+
+    def __enter__(self) -> Self:
+        self._conn.record.pipelined = []
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        record: ConnectionRecord[Any] = self._conn.record
+        statements, record.pipelined = record.pipelined or [], None
+        self._query = ";\n".join(statements)
+        self._statements = len(statements)
+        super().__exit__(exc_type, exc, tb)
+
+
+def watched_command(
+    conn: Any, command: object, gen: PQGen[PGresult | None]
+) -> PQGen[PGresult | None]:
+    """What psycopg's *gen* does, which sends a *command* and runs under the connection's lock."""
+    if isinstance(command, sql.Composable):
+        command = command.as_string(conn)  # its literals are psycopg's own, such as a FETCH's
+    watch = Watch(conn, command, kind="command")
+    watch.__enter__()
+    try:
+        result = yield from gen
+    except BaseException as error:
+        watch.end(error)
+        raise
+    watch.end(None, result)
+    return result
+
+
+class Call:
+    """The block of a call that sends commands such as COMMIT: they are told at its end."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: ConnectionRecord[Any]) -> None:
+        self._record = record
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if self._record.unsent:
+            tell_unsent(self._record)
+
+
+def text_of(query: object) -> str:
+    """The SQL text of a query, which is the same each time and holds no parameter."""
+    if isinstance(query, str):
+        return query
+    if isinstance(query, bytes):
+        return query.decode(errors="replace")
+    if isinstance(query, sql.Composable):
+        return "".join(_parts(query))
+    # A template string of Python 3.14.
+    return "".join(
+        part if isinstance(part, str) else f"{{{part.expression}}}"
+        for part in query  # type: ignore[attr-defined]
+    )
+
+
+def _parts(query: sql.Composable) -> Iterator[str]:
+    if isinstance(query, sql.Composed):
+        for part in query:
+            yield from _parts(part)
+    else:
+        yield "%s" if isinstance(query, sql.Literal) else query.as_string(None)
+
+
+# Pools
+
+
+def note_borrowed(opener: Opener, duration: float) -> None:
+    """Tell of a connection that was borrowed after *duration* seconds."""
+    origin = origin_of(opener, None)
+    event = ConnectionEvent(call_site(), origin.bind, origin.tally, duration)
+    _tell_or_keep_back(connection_borrowed, origin.sender, event)
+
+
+def take_unsent(record: ConnectionRecord[Any], duration: float) -> list[Unsent]:
+    """What is to be told of a connection that goes back after *duration* seconds. The caller tells
+    it when the connection has gone, so that no receiver keeps it from others."""
+    unsent = list(record.unsent)
+    record.unsent.clear()
+    if connection_returned.receivers:
+        origin = origin_of(record.opener, record.bind)
+        event = ConnectionEvent(call_site(), origin.bind, origin.tally, duration)
+        unsent.append((connection_returned, origin.sender, event))
+    return unsent
+
+
+def note_exhausted(
+    opener: Opener, error: Exception, counters: Mapping[str, int], duration: float
+) -> None:
+    """Tell of a borrower who has waited in vain, and got *error*."""
+    origin = origin_of(opener, None)
+    event = PoolEvent(call_site(), origin.bind, origin.tally, str(error), counters, duration)
+    _tell_or_keep_back(pool_exhausted, origin.sender, event)
+
+
+def _tell_or_keep_back(signal: NamedSignal, sender: Any, event: Event) -> None:
+    kept_back = _kept_back.get()
+    if kept_back is None:
+        tell(signal, sender, event)
+    else:
+        kept_back.append((signal, sender, event))
+
+
+@contextmanager
+def telling_later(bind: str) -> Iterator[None]:
+    """A block whose events of pools, which are those of *bind*, are told at its end."""
+    kept_back: list[Unsent] = []
+    token = _kept_back.set(kept_back)
+    try:
+        yield
+    finally:
+        _kept_back.reset(token)
+        for signal, sender, event in kept_back:
+            event.bind = bind
+            tell(signal, sender, event)
+
+
+# Telling
+
+
+def tell_unsent(record: ConnectionRecord[Any]) -> None:
+    """Tell what was gathered on a connection. No lock must be held."""
+    unsent = record.unsent
+    while unsent:
+        try:
+            signal, sender, event = unsent.popleft()
+        except IndexError:
+            return  # another thread of the same app context was quicker
+        tell(signal, sender, event)
+
+
+def tell_all(unsent: Iterable[Unsent]) -> None:
+    """Tell what :func:`take_unsent` gave."""
+    for signal, sender, event in unsent:
+        tell(signal, sender, event)
+
+
+def tell(signal: NamedSignal, sender: Any, event: Event) -> None:
+    """Call the receivers of *signal*. What they do on connections is told to nobody."""
+    if signal.is_muted or _is_telling.get():
+        return
+    token = _is_telling.set(True)
+    try:
+        for receiver in signal.receivers_for(sender):
+            try:
+                answer = receiver(sender, event=event)
+                if iscoroutine(answer):
+                    answer.close()
+                    raise TypeError("it is a coroutine function, and receivers are plain ones")
+            except Exception:
+                logger.exception("A receiver of %s failed: %r", signal.name, receiver)
+    finally:
+        _is_telling.reset(token)
