@@ -19,7 +19,10 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic
 from typing import Any, TypeVar
 
+import psycopg
+
 from .connections.at_exit import before_closing, close_at_exit
+from .connections.query_notes import note_call_site
 from .connections.query_timeout import timeout_of_block
 from .connections.watching import Hop, hop
 from .per_process import PerProcess
@@ -290,7 +293,11 @@ async def await_in_background(
     if is_in_background():
         return await coro
     job = submit_to_background(coro, query_timeout=timeout_of_block.get(), hopping=prepare_hop())
-    return await asyncio.wrap_future(job)
+    try:
+        return await asyncio.wrap_future(job)
+    except psycopg.Error as error:
+        note_call_site(error)  # which nothing over there could tell
+        raise
 
 
 def is_in_background() -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -688,3 +689,23 @@ def test_an_app_that_is_gone_is_not_kept_by_the_loop_that_it_started(
     """
     ended = run_program(program, config)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 shows no notes")
+def test_an_error_from_across_the_hop_says_which_query_and_where(app: Flask) -> None:
+    db: PGMonkey = app.extensions["pgmonkey"]
+    notes: list[str] = []
+
+    async def view() -> str:
+        try:
+            await db.aio.fetch_all("SELECT 1/0")
+        except psycopg.Error as error:
+            notes.extend(getattr(error, "__notes__", ()))
+        return "done"
+
+    app.add_url_rule("/", "page", view)
+    app.test_client().get("/")
+    query, site = notes
+    assert query == "Query: SELECT 1/0"
+    assert site.startswith("Called at ")
+    assert site.endswith(" in view")

@@ -8,7 +8,13 @@ it comes back.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sized
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
@@ -21,13 +27,14 @@ from psycopg.rows import Row
 from ..signals import query_executed
 from .connect_errors import copy_for_waiter
 from .marks import leaves_state
+from .query_notes import NotedQuery, note_query
 from .watching import Call, Watch
 
 if TYPE_CHECKING:
     from contextlib import _AsyncGeneratorContextManager, _GeneratorContextManager
 
     from psycopg._queries import PostgresQuery
-    from psycopg.abc import Params, Query
+    from psycopg.abc import Params, PQGen, Query
     from psycopg.copy import AsyncWriter, Writer
     from psycopg.pq.abc import PGresult
     from typing_extensions import Self
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 
 # PostgreSQL has no SQLSTATE of its own for a plan whose columns changed, and translates its words.
 _STALE_PLAN = (errors.FeatureNotSupported, errors.InvalidSqlStatementName)
+_UNSEEN: AbstractContextManager[None] = nullcontext()
 _FINDS_STALE_PLANS = "RevalidateCachedQuery"
 
 
@@ -64,6 +72,9 @@ class MarkingCursor(BaseCursor[ConnectionType, Row]):
         except errors.InFailedSqlTransaction:
             raise  # the first error is noted already
         except psycopg.Error as error:
+            if self._last_query is not None:
+                # Another call of psycopg's may have waited for it: in a pipeline, or of a stream.
+                note_query(error, self._last_query)
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self._record.note_read_only()
             if self._pgconn.transaction_status == TransactionStatus.INERROR:
@@ -80,7 +91,8 @@ class _OwnCursor(MarkingCursor[ConnectionType, Row]):
         """Whether the statement that the server refused can be run again, unseen by the caller."""
         # With a context it came from within a function or procedure, which may have committed.
         return (
-            is_stale_plan(error)
+            isinstance(error, _STALE_PLAN)
+            and is_stale_plan(error)
             and self._pgconn.transaction_status == TransactionStatus.IDLE
             and self._conn._pipeline is None
             and not error.diag.context
@@ -121,23 +133,26 @@ class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
         run: Any = psycopg.Cursor.execute  # its signature wants template strings apart
         try:
             run(self, query, params, prepare=prepare, binary=binary)
-        except _STALE_PLAN as error:
+        except psycopg.Error as error:
             if not self._may_run_again(error):
+                NotedQuery(self._record, query).note(error)
                 raise
         else:
             return self
-        run(self, query, params, prepare=prepare, binary=binary)
+        with NotedQuery(self._record, query):
+            run(self, query, params, prepare=prepare, binary=binary)
         return self
 
     def executemany(
         self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
     ) -> None:
-        if not query_executed.receivers:
-            super().executemany(query, params_seq, returning=returning)
-            return
-        count = len(params_seq) if isinstance(params_seq, Sized) else 1
-        with Watch(self._conn, query, kind="many", cursor=self, statements=count):
-            super().executemany(query, params_seq, returning=returning)
+        with NotedQuery(self._record, query):
+            if not query_executed.receivers:
+                super().executemany(query, params_seq, returning=returning)
+                return
+            count = len(params_seq) if isinstance(params_seq, Sized) else 1
+            with Watch(self._conn, query, kind="many", cursor=self, statements=count):
+                super().executemany(query, params_seq, returning=returning)
 
     def stream(
         self,
@@ -160,13 +175,14 @@ class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
         self, statement: Query, params: Params | None = None, *, writer: Writer | None = None
     ) -> _GeneratorContextManager[psycopg.Copy]:
         block = super().copy(statement, params, writer=writer)
-        return self._watched(block, statement, params) if query_executed.receivers else block
+        return self._watched(block, statement, params)
 
     @contextmanager
     def _watched(
         self, block: _GeneratorContextManager[psycopg.Copy], statement: Query, params: Params | None
     ) -> Iterator[psycopg.Copy]:
-        with Watch(self._conn, statement, params, kind="copy", cursor=self):
+        watch = Watch(self._conn, statement, params, kind="copy", cursor=self)
+        with NotedQuery(self._record, statement), watch if query_executed.receivers else _UNSEEN:
             with block as copy:
                 yield copy
 
@@ -195,23 +211,26 @@ class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.Async
         run: Any = psycopg.AsyncCursor.execute  # its signature wants template strings apart
         try:
             await run(self, query, params, prepare=prepare, binary=binary)
-        except _STALE_PLAN as error:
+        except psycopg.Error as error:
             if not self._may_run_again(error):
+                NotedQuery(self._record, query).note(error)
                 raise
         else:
             return self
-        await run(self, query, params, prepare=prepare, binary=binary)
+        with NotedQuery(self._record, query):
+            await run(self, query, params, prepare=prepare, binary=binary)
         return self
 
     async def executemany(
         self, query: Query, params_seq: Iterable[Params], *, returning: bool = False
     ) -> None:
-        if not query_executed.receivers:
-            await super().executemany(query, params_seq, returning=returning)
-            return
-        count = len(params_seq) if isinstance(params_seq, Sized) else 1
-        with Watch(self._conn, query, kind="many", cursor=self, statements=count):
-            await super().executemany(query, params_seq, returning=returning)
+        with NotedQuery(self._record, query):
+            if not query_executed.receivers:
+                await super().executemany(query, params_seq, returning=returning)
+                return
+            count = len(params_seq) if isinstance(params_seq, Sized) else 1
+            with Watch(self._conn, query, kind="many", cursor=self, statements=count):
+                await super().executemany(query, params_seq, returning=returning)
 
     def stream(
         self,
@@ -236,7 +255,7 @@ class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.Async
         self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
     ) -> _AsyncGeneratorContextManager[psycopg.AsyncCopy]:
         block = super().copy(statement, params, writer=writer)
-        return self._watched(block, statement, params) if query_executed.receivers else block
+        return self._watched(block, statement, params)
 
     @asynccontextmanager
     async def _watched(
@@ -245,12 +264,28 @@ class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.Async
         statement: Query,
         params: Params | None,
     ) -> AsyncIterator[psycopg.AsyncCopy]:
-        with Watch(self._conn, statement, params, kind="copy", cursor=self):
+        watch = Watch(self._conn, statement, params, kind="copy", cursor=self)
+        with NotedQuery(self._record, statement), watch if query_executed.receivers else _UNSEEN:
             async with block as copy:
                 yield copy
 
 
-class ServerCursor(MarkingCursor["psycopg.Connection[Any]", Row], psycopg.ServerCursor[Row]):
+class _OwnServerCursor(MarkingCursor[ConnectionType, Row]):
+    """What the two on the server share: what neither blocks nor awaits."""
+
+    __slots__ = ()
+
+    def _fetch_gen(self, num: int | None) -> PQGen[list[Row]]:
+        try:
+            fetched: list[Row] = yield from super()._fetch_gen(num)  # type: ignore[misc]
+        except psycopg.Error as error:
+            if self._query is not None:  # what it was declared with
+                note_query(error, self._query.query)
+            raise
+        return fetched
+
+
+class ServerCursor(_OwnServerCursor["psycopg.Connection[Any]", Row], psycopg.ServerCursor[Row]):
     """psycopg's ServerCursor, with an eye on what stays on the session."""
 
     __slots__ = ()
@@ -263,10 +298,11 @@ class ServerCursor(MarkingCursor["psycopg.Connection[Any]", Row], psycopg.Server
         binary: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        if not query_executed.receivers:
-            return super().execute(query, params, binary=binary, **kwargs)
-        with Watch(self._conn, query, params):
-            return super().execute(query, params, binary=binary, **kwargs)
+        with NotedQuery(self._record, query):
+            if not query_executed.receivers:
+                return super().execute(query, params, binary=binary, **kwargs)
+            with Watch(self._conn, query, params):
+                return super().execute(query, params, binary=binary, **kwargs)
 
     def close(self) -> None:
         with Call(self._record):
@@ -302,7 +338,7 @@ class ServerCursor(MarkingCursor["psycopg.Connection[Any]", Row], psycopg.Server
 
 
 class AsyncServerCursor(
-    MarkingCursor["psycopg.AsyncConnection[Any]", Row], psycopg.AsyncServerCursor[Row]
+    _OwnServerCursor["psycopg.AsyncConnection[Any]", Row], psycopg.AsyncServerCursor[Row]
 ):
     """psycopg's AsyncServerCursor, with an eye on what stays on the session."""
 
@@ -316,10 +352,11 @@ class AsyncServerCursor(
         binary: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        if not query_executed.receivers:
-            return await super().execute(query, params, binary=binary, **kwargs)
-        with Watch(self._conn, query, params):
-            return await super().execute(query, params, binary=binary, **kwargs)
+        with NotedQuery(self._record, query):
+            if not query_executed.receivers:
+                return await super().execute(query, params, binary=binary, **kwargs)
+            with Watch(self._conn, query, params):
+                return await super().execute(query, params, binary=binary, **kwargs)
 
     async def close(self) -> None:
         with Call(self._record):

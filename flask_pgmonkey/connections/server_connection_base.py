@@ -27,6 +27,7 @@ from ..signals import query_executed, transaction_ended
 from .adapters import NotedAdapters
 from .cursor import MarkingCursor
 from .liveness import is_connected
+from .query_notes import noted_command
 from .transaction import error_of_failed, has_failed
 from .watching import watched_command
 
@@ -122,6 +123,8 @@ class BaseServerConnection(BaseConnection[Any]):
         self, command: Any, result_format: Format = Format.TEXT
     ) -> PQGen[PGresult | None]:
         gen = super()._exec_command(command, result_format)
+        if isinstance(command, bytes):  # not those of a cursor, which has a query of its own
+            gen = noted_command(command, gen)
         if query_executed.receivers or transaction_ended.receivers:
             return watched_command(self, command, gen)
         return gen

@@ -24,8 +24,9 @@ from ..servers import Server
 
 NAMES_OF_PSYCOPG = {
     "_adapters", "_commit_gen", "_conn", "_convert_query", "_exec_command", "_exit_gen",
+    "_fetch_gen", "_last_query",
     "_notice_handlers", "_notifies_backlog", "_notify_handlers", "_num_transactions", "_pgconn",
-    "_pipeline", "_prepared", "_raise_for_result", "_rollback_gen", "_to_flush", "_tpc",
+    "_pipeline", "_prepared", "_query", "_raise_for_result", "_rollback_gen", "_to_flush", "_tpc",
 }  # fmt: skip
 MODULES_OF_PSYCOPG = {
     "psycopg._connection_base.BaseConnection",
@@ -41,11 +42,13 @@ def names_of_psycopg(server: Server) -> dict[str, set[str]]:
     async def connect_async() -> set[str]:
         async with await psycopg.AsyncConnection.connect(**server.settings()) as conn:
             transaction = psycopg.AsyncTransaction(conn)
-            return _underscored(conn, conn.cursor(), conn._prepared, transaction)
+            return _underscored(
+                conn, conn.cursor(), psycopg.AsyncServerCursor, conn._prepared, transaction
+            )
 
     with server.connect() as conn:
         transaction = psycopg.Transaction(conn)
-        found = _underscored(conn, conn.cursor(), conn._prepared, transaction)
+        found = _underscored(conn, conn.cursor(), psycopg.ServerCursor, conn._prepared, transaction)
     return {"sync": found, "async": asyncio.run(connect_async())}
 
 
