@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -220,6 +221,56 @@ def test_an_outage_delays_those_who_wait_and_fails_others_with_psycopg_s_error(
     waited = [answer for start, answer in answers if start > stopped_at]
     assert set(waited) == {"1"}
     assert query(site) == "1"
+
+
+def test_backends_that_die_all_the_time_cost_requests_psycopg_s_error_and_no_other(
+    private_server: PrivateServer, open_site: Callable[..., Site]
+) -> None:
+    site = open_site(private_server.settings(), max_size=8)
+    assert query(site) == "1"
+    is_over = threading.Event()
+
+    def kill_one_every_10_ms() -> None:
+        with private_server.connect() as admin:
+            while not is_over.wait(0.01):
+                admin.execute(TERMINATE_ALL + " ORDER BY random() LIMIT 1")
+
+    def request(n: int) -> str:
+        try:
+            return site.visit(lambda: str(site.db.fetch_value(slow_query))).text
+        except psycopg.Error as error:
+            return type(error).__name__
+
+    slow_query = "SELECT 1 FROM pg_sleep(0.002)"
+    killer = threading.Thread(target=kill_one_every_10_ms)
+    killer.start()
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            answers = Counter(threads.map(request, range(1000)))  # any other error comes through
+    finally:
+        is_over.set()
+        killer.join()
+    assert answers["1"] > 500
+    assert len(answers) > 1  # or else nobody was hit
+    assert query_soon(site) == "1"
+    assert borrowed_connections() == []
+
+
+def test_flows_that_are_lost_cost_the_queries_that_are_sent_over_them_alone(
+    private_server: PrivateServer, proxy: MakeProxy, open_site: Callable[..., Site]
+) -> None:
+    gate = proxy(private_server.host, private_server.port)
+    site = open_site(private_server.settings(port=gate.port), max_size=6, query_timeout=1)
+    with site.app.app_context():
+        for conn in [site.db.pool.borrow() for _ in range(6)]:
+            site.db.pool.release(conn)
+    gate.lose_flows()
+    start = time.monotonic()
+    with pytest.raises(psycopg.OperationalError):
+        query(site)
+    for _ in range(12):
+        assert query(site) == "1"
+    assert time.monotonic() - start < 5
 
 
 def test_a_password_that_changes_is_the_server_s_error_at_once_for_all_who_wait(
