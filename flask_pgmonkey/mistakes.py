@@ -91,6 +91,22 @@ def require_row_factory(row_factory: object) -> None:
     raise TypeError(f"row_factory={name} makes no rows: {instead}")
 
 
+def require_class(into: object) -> None:
+    """Refuse what is no class.
+
+    :raises TypeError: then; a function such as ``dict_row`` belongs elsewhere.
+    """
+    if not isinstance(into, type):
+        name = getattr(into, "__name__", None) or f"an object of type {type(into).__name__}"
+        raise TypeError(f"into={name} is no class: a function that makes rows is a row_factory=")
+
+
+def instead_of_class(into: type[Any]) -> str:
+    """What to write for rows of a class that has no fields; empty for most."""
+    instead = _INSTEAD_OF_CLASS.get(into.__name__)
+    return f"; {instead}" if instead else ""
+
+
 def explain_parameters(params: object) -> None:
     """Say what to write where *params* cannot be a query's parameters.
 

@@ -17,6 +17,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from .errors import NoRowError, RowMismatchError, SeveralRowsError
+from .mistakes import instead_of_class, require_class
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -90,8 +91,12 @@ def value_into(into: type[T], value: object) -> T | None:
 
     :raises RowMismatchError: where the call fails; the message shows no value.
     """
-    if value is None or isinstance(value, into):
-        return value
+    try:
+        if value is None or isinstance(value, into):
+            return value
+    except TypeError:
+        require_class(into)
+        raise
     try:
         return into(value)  # type: ignore[call-arg]
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -103,12 +108,13 @@ def value_into(into: type[T], value: object) -> T | None:
 
 @lru_cache(maxsize=512)
 def _maker(into: type[T], names: tuple[bytes, ...], encoding: str) -> Callable[[Rows], list[T]]:
+    require_class(into)
     columns = [name.decode(encoding) for name in names]
     if not _has_fields(into):
         if len(columns) != 1:
             raise RowMismatchError(
                 f"{into.__qualname__} has no fields, so it takes one column, and the result has"
-                f" {len(columns)}: {', '.join(columns)}"
+                f" {len(columns)}: {', '.join(columns)}{instead_of_class(into)}"
             )
         return lambda rows: [_required_value(into, columns[0], value) for (value,) in rows]
     positional, by_name, required, takes_any = _parameters(into)

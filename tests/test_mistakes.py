@@ -16,6 +16,7 @@ from psycopg.adapt import Dumper
 from psycopg.rows import dict_row, namedtuple_row
 
 from flask_pgmonkey import AsyncDatabase, Database, PGConnectionManager, PGMonkey
+from flask_pgmonkey.errors import RowMismatchError
 
 
 @dataclasses.dataclass
@@ -122,6 +123,29 @@ def test_what_is_no_row_factory_names_what_serves(
         with pytest.raises(TypeError, match="makes no rows"):
             make(*config, row_factory=row_factory)
         make(*config, row_factory=namedtuple_row)
+
+
+def test_a_row_factory_given_as_class_says_where_it_belongs(everywhere: Everywhere) -> None:
+    async def check(db: Any) -> None:
+        for fetch in (db.fetch_one, db.fetch_all, db.fetch_value, db.fetch_exactly_one):
+            with pytest.raises(TypeError, match=r"into=dict_row is no class.* is a row_factory="):
+                await anyhow(fetch("SELECT 1 AS x, 2 AS y", into=dict_row))
+
+    everywhere(check)
+
+
+@pytest.mark.parametrize(
+    ("into", "remedy"), [(dict, "psycopg.rows.dict_row"), (tuple, "psycopg.rows.tuple_row")]
+)
+def test_a_class_without_fields_names_its_row_factory(
+    everywhere: Everywhere, into: Any, remedy: str
+) -> None:
+    async def check(db: Any) -> None:
+        with pytest.raises(RowMismatchError) as caught:
+            await anyhow(db.fetch_all("SELECT 1 AS x, 2 AS y", into=into))
+        assert f"write row_factory={remedy}" in str(caught.value)
+
+    everywhere(check)
 
 
 # Parameters
