@@ -171,6 +171,8 @@ class _Attempt(MaintenanceTask):
 class Pool(ConnectionPool[ServerConnection]):
     """psycopg_pool's ConnectionPool; see the top of this file."""
 
+    _pid = 0  # until it is made, which may be interrupted
+
     def __init__(self, connector: Connector, settings: PoolSettings, name: str):
         self._pid = os.getpid()
         self.connector = connector
