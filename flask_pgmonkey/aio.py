@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psycopg
 from psycopg.rows import Row
@@ -92,15 +92,22 @@ async def _pinned(
     """A block that is entered and left on the background loop, from any loop."""
     if is_in_background():
         async with block as transaction:
-            yield BackgroundTransaction(transaction, prepare_hop)
+            here = BackgroundTransaction(transaction, prepare_hop)
+            try:
+                yield here
+            except psycopg.Rollback as rollback:
+                if cast("object", rollback.transaction) is here:
+                    rollback.transaction = cast("Any", transaction)
+                raise
         return
     pinned = _PinnedBlock(block, prepare_hop)
     transaction = await pinned.begin()
+    here = BackgroundTransaction(transaction, prepare_hop)
     try:
-        yield BackgroundTransaction(transaction, prepare_hop)
+        yield here
     except psycopg.Rollback as rollback:
         await pinned.end(commit=False)
-        if rollback.transaction is not None:
+        if cast("object", rollback.transaction) not in (None, here):
             raise
         return
     except BaseException:

@@ -356,10 +356,14 @@ def refuse_options_of_nested(
 @contextmanager
 def nested_transaction(conn: ServerConnection) -> Iterator[Transaction[Any]]:
     """A transaction, or a savepoint where one is open."""
-    with conn.transaction():
+    with conn.transaction() as block:
         transaction: Transaction[Any] = Transaction(conn)
         try:
             yield transaction
+        except psycopg.Rollback as rollback:
+            if cast("object", rollback.transaction) is transaction:
+                rollback.transaction = block
+            raise
         finally:
             transaction._end()
 

@@ -337,10 +337,14 @@ async def nested_async_transaction(
     conn: AsyncServerConnection,
 ) -> AsyncIterator[AsyncTransaction[Any]]:
     """A transaction, or a savepoint where one is open."""
-    async with conn.transaction():
+    async with conn.transaction() as block:
         transaction: AsyncTransaction[Any] = AsyncTransaction(conn)
         try:
             yield transaction
+        except psycopg.Rollback as rollback:
+            if cast("object", rollback.transaction) is transaction:
+                rollback.transaction = block
+            raise
         finally:
             transaction._end()
 

@@ -25,7 +25,6 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import Row
 
 from ..signals import query_executed
-from .connect_errors import copy_for_waiter
 from .marks import leaves_state
 from .query_notes import NotedQuery, note_query
 from .watching import Call, Watch
@@ -69,16 +68,14 @@ class MarkingCursor(BaseCursor[ConnectionType, Row]):
         # What the server refuses comes here, from execute(), executemany() and pipelines.
         try:
             super()._raise_for_result(result)
-        except errors.InFailedSqlTransaction:
-            raise  # the first error is noted already
+        except errors.InFailedSqlTransaction as error:
+            raise error from self._record.failed_by  # which is noted already
         except psycopg.Error as error:
             if self._last_query is not None:
                 # Another call of psycopg's may have waited for it: in a pipeline, or of a stream.
                 note_query(error, self._last_query)
             if isinstance(error, errors.ReadOnlySqlTransaction):
                 self._record.note_read_only()
-            if self._pgconn.transaction_status == TransactionStatus.INERROR:
-                self._record.failed_by = copy_for_waiter(error)  # without its traceback
             raise
 
 

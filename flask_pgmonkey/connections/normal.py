@@ -323,7 +323,7 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
 
     def _end_transaction(self, conn: ServerConnection, failed: bool) -> None:
         if not failed:
-            if conn.broken or not conn.closed:
+            if conn.wants_commit:
                 conn.commit()
             return
         try:

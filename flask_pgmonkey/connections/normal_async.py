@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 from contextlib import AbstractAsyncContextManager
 from time import monotonic
@@ -18,6 +17,7 @@ from psycopg_pool import PoolTimeout
 from ..config import Config
 from .base import Block, DescribeBorrower
 from .base_async import AsyncConnectionObject, StateOnLoop
+from .blocks import let_dropped_generators_end, may_be_dropped
 from .connect_errors import Failures, can_pass, copy_for_waiter, seconds
 from .liveness import IDLE_BEFORE_PING, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop
@@ -204,13 +204,17 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         return await self._nested_block(turn)
 
     async def _let_dropped_generator_end(self) -> None:
-        """Give way if the innermost block is an async generator's: if that was dropped, asyncio is
-        about to end its block in a task of its own, which needs two passes of the loop to begin."""
+        """Give way if the innermost block may be that of an async generator: if that was dropped,
+        its block is about to end."""
         turn = self._current_turn()
-        frame = turn.blocks[-1].frame if turn is not None else None
-        if frame is not None and frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+        if turn is None or not turn.blocks:
+            return
+        frame = turn.blocks[-1].frame
+        if frame is None or may_be_dropped(frame):  # of connection(), transaction(), cursor()
+            await let_dropped_generators_end()
+            if turn.blocks:
+                async with turn.blocks[0].conn.lock:
+                    pass  # until a rollback of it is over
 
     async def _outermost_block(self, timeout: float | None) -> _TurnBlock:
         timeout = self.config.async_pool.timeout if timeout is None else timeout
@@ -359,7 +363,7 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
 
     async def _end_transaction(self, conn: AsyncServerConnection, failed: bool) -> None:
         if not failed:
-            if conn.broken or not conn.closed:
+            if conn.wants_commit:
                 await conn.commit()
             return
         try:

@@ -326,7 +326,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
     ) -> None:
         conn = block.conn
         try:
-            if exc_type is None and (conn.broken or not conn.closed):
+            if exc_type is None and conn.wants_commit:
                 conn.commit()
         finally:
             self.release(conn)

@@ -353,7 +353,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
     ) -> None:
         conn = block.conn
         try:
-            if exc_type is None and (conn.broken or not conn.closed):
+            if exc_type is None and conn.wants_commit:
                 await conn.commit()
         finally:
             await self.release(conn)

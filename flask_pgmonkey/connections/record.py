@@ -12,10 +12,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import ConnStatus, TransactionStatus
 
+from .connect_errors import copy_for_waiter
 from .marks import prepares
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import psycopg
     from blinker import NamedSignal
     from psycopg._connection_base import BaseConnection
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 
 SourceT = TypeVar("SourceT")
 
+_IN_FAILED_TRANSACTION = "25P02"
+_SYNTAX_ERROR = "42601"
 _SHUTDOWN = ("57P01", "57P02", "57P03")
 
 # What a borrower may change on a psycopg connection, in one step: each release looks whether it is
@@ -36,6 +42,19 @@ attributes_of: Callable[[Any], tuple[Any, ...]] = attrgetter(
     "_notice_handlers", "_notify_handlers", "registered",
     "_tpc",
 )  # fmt: skip
+
+
+class Refusal:
+    """Why the transaction blocks that are open on a connection will not be committed.
+
+    :ivar begun_by_block: whether one of those that have ended began the transaction.
+    """
+
+    __slots__ = ("begun_by_block", "reason")
+
+    def __init__(self, reason: str) -> None:
+        self.reason: str = reason
+        self.begun_by_block: bool = False
 
 
 class ConnectionRecord(Generic[SourceT]):
@@ -59,8 +78,11 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar plans_changed: its opener's count when its prepared statements were last dropped.
     :ivar login_expiry: when the login ends with which it was opened, in seconds since 1970.
     :ivar borrower: who has borrowed it, and *stack* from where, if ``leak_threshold`` is on.
-    :ivar blocks: the open ``with`` blocks of the psycopg connection itself, innermost last.
-    :ivar failed_by: what made the transaction fail that is open, or one before it.
+    :ivar blocks: the open ``with`` blocks of the psycopg connection itself, innermost last, each
+        with the frame that entered it.
+    :ivar failed_by: what made the transaction fail that is open, or the connection.
+    :ivar refusal: why its open transaction blocks will not be committed, if something is wrong.
+    :ivar closed_in_transaction: whether its borrower closed it with a transaction open.
     :ivar shutdown_sqlstate: why the server ends the connection, once it has said so.
     :ivar bind: the name of the database for which it is borrowed, where the borrower knows it.
     :ivar is_seen: whether what happens on it is told: not while it is made ready.
@@ -77,6 +99,7 @@ class ConnectionRecord(Generic[SourceT]):
         "blocks",
         "borrowed_at",
         "borrower",
+        "closed_in_transaction",
         "configure",
         "failed_by",
         "has_prepared",
@@ -92,6 +115,7 @@ class ConnectionRecord(Generic[SourceT]):
         "pipelined",
         "plans_changed",
         "poll_socket",
+        "refusal",
         "released_at",
         "shutdown_sqlstate",
         "source",
@@ -123,12 +147,14 @@ class ConnectionRecord(Generic[SourceT]):
         self.shutdown_sqlstate: str | None = None
         self.login_expiry: float | None = None
         self.failed_by: Exception | None = None
-        self.blocks: list[Any] = []
         self.bind: str | None = None
         self.is_seen: bool = False
         self.unsent: deque[tuple[NamedSignal, Any, Event]] = deque()
         self.pipelined: list[str] | None = None
         self.transaction_began: float | None = None
+        self.blocks: list[tuple[FrameType, Any]] = []
+        self.refusal: Refusal | None = None
+        self.closed_in_transaction: bool = False
         self.has_prepared: bool = False
         self.met_read_only_at: float = 0.0
         self.forget_configure(conn)
@@ -174,6 +200,32 @@ class ConnectionRecord(Generic[SourceT]):
         """Forget what is prepared on *conn*; the caller tells the server."""
         self.prepare_anew(conn)
         conn._prepared._to_flush.clear()
+
+    def note_failure(self, conn: BaseConnection[Any], error: psycopg.Error) -> None:
+        """Remember *error* if it is what made the transaction or the connection fail."""
+        pgconn = conn.pgconn
+        if pgconn.status != ConnStatus.OK:
+            if self.failed_by is None:
+                self.failed_by = copy_for_waiter(error)
+        elif (
+            pgconn.transaction_status == TransactionStatus.INERROR
+            and error.pgresult is not None  # else it comes from this side
+            and error.sqlstate != _IN_FAILED_TRANSACTION
+            # What is no SQL is refused before it is seen that the transaction has failed already.
+            and not (self.failed_by is not None and error.sqlstate == _SYNTAX_ERROR)
+        ):
+            self.failed_by = copy_for_waiter(error)  # without its traceback
+
+    def leave_block(self, frame: FrameType) -> Any:
+        """What the ``with`` block of the psycopg connection in *frame* entered, taken out.
+
+        What is entered and left by other means, as by ExitStack, ends the innermost.
+        """
+        blocks = self.blocks
+        for place in reversed(range(len(blocks))):
+            if blocks[place][0] is frame:
+                return blocks.pop(place)[1]
+        return blocks.pop()[1]
 
     def hear_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
         """Note why the server ends the connection."""

@@ -20,6 +20,7 @@ from ..config.login import Login
 from ..owned_lock import OwnedLock
 from ..signals import query_executed
 from . import configuring
+from .blocks import calling_frame
 from .cursor import Cursor, ServerCursor
 from .login_attempts import PAUSE, LoginAttempt
 from .query_timeout import (
@@ -90,7 +91,8 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
                 with suppress(psycopg.Error, DeadlineError):
                     self._cancel_query(gen)
             raise
-        except psycopg.Error:
+        except psycopg.Error as error:
+            self.record.note_failure(self, error)
             raise
         except Exception:  # of a handler of signals, if a query goes on
             if self.is_at_work():
@@ -196,7 +198,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
     def __enter__(self) -> Self:
         block = self.transaction()
         block.__enter__()
-        self.record.blocks.append(block)
+        self.record.blocks.append((calling_frame(), block))
         return self
 
     def __exit__(
@@ -206,7 +208,11 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         exc_tb: TracebackType | None,
     ) -> Any:
         # A transaction, and no end of the connection: that is whoever's it was borrowed from.
-        return self.record.blocks.pop().__exit__(exc_type, exc_val, exc_tb)
+        return self.record.leave_block(calling_frame()).__exit__(exc_type, exc_val, exc_tb)
+
+    def close(self) -> None:
+        self.note_close()
+        super().close()
 
     @classmethod
     def open(

@@ -22,6 +22,7 @@ from ..config.login import Login
 from ..owned_lock import AsyncOwnedLock
 from ..signals import query_executed
 from . import configuring
+from .blocks import calling_frame
 from .cursor import AsyncCursor, AsyncServerCursor
 from .login_attempts import PAUSE, LoginAttempt
 from .query_timeout import (
@@ -91,6 +92,9 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 with suppress(psycopg.Error, DeadlineError):
                     await self._cancel_query(gen)
+            raise
+        except psycopg.Error as error:
+            self.record.note_failure(self, error)
             raise
 
     async def _wait_within(self, limit: QueryLimit, gen: PQGen[T]) -> T:
@@ -191,7 +195,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
     async def __aenter__(self) -> Self:
         block = self.transaction()
         await block.__aenter__()
-        self.record.blocks.append(block)
+        self.record.blocks.append((calling_frame(), block))
         return self
 
     async def __aexit__(
@@ -201,7 +205,11 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         exc_tb: TracebackType | None,
     ) -> Any:
         # A transaction, and no end of the connection: that is whoever's it was borrowed from.
-        return await self.record.blocks.pop().__aexit__(exc_type, exc_val, exc_tb)
+        return await self.record.leave_block(calling_frame()).__aexit__(exc_type, exc_val, exc_tb)
+
+    async def close(self) -> None:
+        self.note_close()
+        await super().close()
 
     @classmethod
     async def open(

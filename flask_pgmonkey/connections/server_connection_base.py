@@ -73,6 +73,8 @@ _SELECT = sql.SQL("SELECT ")
 _SET_ONE = sql.SQL("pg_catalog.set_config(%s, %s, false)")
 _WHO_ANSWERS = sql.SQL(", pg_catalog.pg_backend_pid()")
 
+_UNFINISHED = (TransactionStatus.INTRANS, TransactionStatus.INERROR, TransactionStatus.ACTIVE)
+
 _PLAIN_ATTRIBUTES = (
     "prepare_threshold", "prepared_max", "row_factory", "cursor_factory", "server_cursor_factory",
 )  # fmt: skip
@@ -128,6 +130,26 @@ class BaseServerConnection(BaseConnection[Any]):
         if query_executed.receivers or transaction_ended.receivers:
             return watched_command(self, command, gen)
         return gen
+
+    def _rollback_gen(self) -> PQGen[None]:
+        yield from super()._rollback_gen()
+        self.record.failed_by = None
+
+    def _tpc_prepare_gen(self) -> PQGen[None]:
+        # PREPARE TRANSACTION is answered as COMMIT is.
+        if has_failed(self.pgconn) and self._tpc and not self._tpc[1]:
+            raise error_of_failed(self)
+        yield from super()._tpc_prepare_gen()
+
+    def note_close(self) -> None:
+        """To be called before it closes."""
+        if self.pgconn.transaction_status in _UNFINISHED and not self.is_inherited:
+            self.record.closed_in_transaction = True
+
+    @property
+    def wants_commit(self) -> bool:
+        """Whether a block that ends well has to commit, which is an error where it cannot."""
+        return not self.closed or self.broken or self.record.closed_in_transaction
 
     @property
     def closed(self) -> bool:

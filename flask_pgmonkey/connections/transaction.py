@@ -2,10 +2,18 @@
 
 PostgreSQL answers the COMMIT of a failed transaction with a rollback, and psycopg says nothing of
 it, nor of a transaction whose connection died while its body ended normally.
+
+A block that generators end before one nested in it could neither be committed nor be rolled back by
+itself. It is refused: the server is made to fail the transaction, so that it takes no statement
+more, and the last block to end rolls it back.
 """
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from abc import abstractmethod
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +21,9 @@ import psycopg
 from psycopg import errors
 from psycopg.abc import ConnectionType
 from psycopg.pq import ConnStatus, TransactionStatus
-from psycopg.transaction import BaseTransaction
+from psycopg.transaction import BaseTransaction, OutOfOrderTransactionNesting
+
+from .record import Refusal
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -22,8 +32,35 @@ if TYPE_CHECKING:
     from .record import ConnectionRecord
 
 
+# Fails any transaction, whatever state it is in.
+_FAIL = b'ROLLBACK TO SAVEPOINT "transaction blocks ended out of order"'
+
+_OUT_OF_ORDER = (
+    "a block ended before one that was nested in it: both are rolled back, and all blocks around"
+    " them"
+)
+_ENDED_ELSEWHERE = (
+    "a generator was dropped within its block, which another thread or task had to end: it is"
+    " rolled back with all that ran there since, and so are all blocks around it. Give the"
+    " generator an end, with contextlib.closing() or aclosing()"
+)
+
+
 class _OwnTransaction(BaseTransaction[ConnectionType]):
     """What our two transactions share: what neither blocks nor awaits."""
+
+    _began_in: object = None
+
+    @staticmethod
+    @abstractmethod
+    def _runner() -> object:
+        """What runs now: the thread, or the task."""
+
+    def _enter_gen(self) -> PQGen[None]:
+        self._began_in = self._runner()
+        if self.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._conn.record.failed_by = None  # type: ignore[attr-defined]
+        yield from super()._enter_gen()
 
     def _exit_gen(
         self,
@@ -31,24 +68,69 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> PQGen[bool]:
+        record: ConnectionRecord[Any] = self._conn.record  # type: ignore[attr-defined]
+        if record.refusal is None and (reason := self._reason_to_refuse(exc_type)):
+            record.refusal = Refusal(reason)
+            record.failed_by = OutOfOrderTransactionNesting(reason)
+            with suppress(errors.InvalidSavepointSpecification, errors.NoActiveSqlTransaction):
+                yield from self._conn._exec_command(_FAIL)
+        if record.refusal is not None:
+            return (yield from self._end_refused_gen(record, record.refusal, exc_val))
         if exc_val is None and not self.force_rollback and has_failed(self.pgconn):
             error = error_of_failed(self._conn)
             yield from super()._exit_gen(type(error), error, None)
             raise error
         return (yield from super()._exit_gen(exc_type, exc_val, exc_tb))
 
+    def _reason_to_refuse(self, exc_type: type[BaseException] | None) -> str | None:
+        """Why this block, which ends, cannot end by itself."""
+        if self._stack_index + 1 != self._conn._num_transactions:
+            return _OUT_OF_ORDER
+        if exc_type is not GeneratorExit or self._began_in is self._runner():
+            return None
+        # Without autocommit, the statements after a block belong with those in it.
+        is_whole = self._outer_transaction and self._conn.autocommit
+        return None if is_whole else _ENDED_ELSEWHERE
+
+    def _end_refused_gen(
+        self, record: ConnectionRecord[Any], refusal: Refusal, exc_val: BaseException | None
+    ) -> PQGen[bool]:
+        conn = self._conn
+        conn._num_transactions -= 1
+        self.status = self.Status.ROLLED_BACK_WITH_ERROR
+        refusal.begun_by_block |= self._outer_transaction and self._conn.autocommit
+        if not conn._num_transactions:
+            record.refusal = None
+            # What no block has begun is left, failed, to whoever has.
+            if refusal.begun_by_block:
+                yield from conn._rollback_gen()
+        if exc_val is None and not self.force_rollback:
+            raise OutOfOrderTransactionNesting(refusal.reason)
+        return ends_quietly(exc_val, self)
+
+    def _rollback_gen(self, exc_val: BaseException | None) -> PQGen[bool]:
+        is_over = yield from super()._rollback_gen(exc_val)
+        if not has_failed(self.pgconn):
+            self._conn.record.failed_by = None  # type: ignore[attr-defined]
+        return is_over
+
     def _end_dead(self, exc_val: BaseException | None) -> bool:
         """End with a connection that is dead: True if the exception goes no further."""
         self.status = self.Status.FAILED
         if exc_val is None and not self.force_rollback:
-            raise psycopg.OperationalError(
+            error = psycopg.OperationalError(
                 "the connection was lost within the transaction: nothing of it is committed"
             )
+            raise error from self._conn.record.failed_by  # type: ignore[attr-defined]
         return ends_quietly(exc_val, self)
 
 
 class Transaction(_OwnTransaction["psycopg.Connection[Any]"], psycopg.Transaction):
     """psycopg's Transaction, with an error where nothing was committed."""
+
+    @staticmethod
+    def _runner() -> object:
+        return threading.current_thread()
 
     def __exit__(
         self,
@@ -63,6 +145,10 @@ class Transaction(_OwnTransaction["psycopg.Connection[Any]"], psycopg.Transactio
 
 class AsyncTransaction(_OwnTransaction["psycopg.AsyncConnection[Any]"], psycopg.AsyncTransaction):
     """psycopg's AsyncTransaction, with an error where nothing was committed."""
+
+    @staticmethod
+    def _runner() -> object:
+        return asyncio.current_task()
 
     async def __aexit__(
         self,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import (  # noqa: F401 (what the sync bodies use)
     AsyncExitStack,
     ExitStack,
@@ -22,6 +22,7 @@ import psycopg.types.string
 import pytest
 from psycopg import IsolationLevel
 from psycopg.rows import dict_row
+from psycopg.transaction import OutOfOrderTransactionNesting
 
 from flask_pgmonkey import PGConnectionManager
 from flask_pgmonkey.config import CONNECTION_TYPES
@@ -321,6 +322,159 @@ async def test_a_connection_lost_in_a_nested_block_is_an_error_of_the_outer_one(
                         raise ZeroDivisionError
     assert case.rows(NOTES) == []
     await connection.test_connection()
+
+
+@sync_and_async
+async def test_blocks_that_generators_end_out_of_order_are_refused(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+
+    async def write(conn: Any, note: str) -> AsyncGenerator[None, None]:
+        async with conn.transaction():
+            await conn.execute("INSERT INTO notes VALUES (%s)", [note])
+            yield
+
+    for is_begun in (False, True):
+        for is_swallowed in (False, True):
+            with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+                async with connection as conn:
+                    if is_begun:
+                        await conn.execute("INSERT INTO notes VALUES ('before')")
+                    outer, inner = write(conn, "outer"), write(conn, "inner")
+                    await outer.__anext__()
+                    await inner.__anext__()
+                    if is_swallowed:
+                        await outer.aclose()
+                    else:
+                        with pytest.raises(OutOfOrderTransactionNesting, match="both are rolled"):
+                            await outer.__anext__()
+                    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                        await conn.execute("INSERT INTO notes VALUES ('lost')")
+                    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                        async with conn.transaction():
+                            await conn.execute("INSERT INTO notes VALUES ('lost')")
+                    with pytest.raises(OutOfOrderTransactionNesting):
+                        await inner.__anext__()
+                    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                        await conn.execute("INSERT INTO notes VALUES ('lost too')")
+            assert isinstance(raised.value.__cause__, OutOfOrderTransactionNesting)
+            async with connection as conn, conn.transaction():
+                await conn.execute("SELECT 1")
+    assert case.rows(NOTES) == []
+
+
+@sync_and_async
+async def test_in_autocommit_the_connection_is_usable_after_blocks_that_were_refused(
+    case: AsyncCase,
+) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open({"autocommit": True})
+
+    async def write(conn: Any, note: str) -> AsyncGenerator[None, None]:
+        async with conn.transaction():
+            await conn.execute("INSERT INTO notes VALUES (%s)", [note])
+            yield
+
+    async with connection as conn:
+        outer, inner = write(conn, "outer"), write(conn, "inner")
+        await outer.__anext__()
+        await inner.__anext__()
+        with pytest.raises(OutOfOrderTransactionNesting):
+            await outer.__anext__()
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+        await inner.aclose()
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+        async with conn.transaction(), conn.transaction():
+            await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",), ("kept",)]
+
+
+@sync_and_async
+async def test_the_cause_is_what_made_this_transaction_fail(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+        async with connection as conn:
+            with suppress(psycopg.errors.DivisionByZero):
+                await conn.execute("SELECT 1/0")
+            await conn.rollback()
+            with suppress(psycopg.errors.UndefinedTable):
+                async with conn.cursor().copy("COPY nowhere FROM STDIN"):
+                    pass
+    assert isinstance(raised.value.__cause__, psycopg.errors.UndefinedTable)
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+        async with connection as conn:
+            with suppress(psycopg.errors.UndefinedTable):
+                await conn.execute("SELECT %s FROM nowhere", [1], prepare=True)
+            with pytest.raises(psycopg.errors.InFailedSqlTransaction) as later:
+                await conn.execute("SELECT 1")
+            assert isinstance(later.value.__cause__, psycopg.errors.UndefinedTable)
+    assert isinstance(raised.value.__cause__, psycopg.errors.UndefinedTable)
+    with pytest.raises(psycopg.OperationalError, match="nothing of it is committed") as lost:
+        async with connection as conn, conn.transaction():
+            case.terminate(conn.info.backend_pid)
+            with suppress(psycopg.OperationalError):
+                await conn.execute("SELECT 1")
+    assert isinstance(lost.value.__cause__, psycopg.OperationalError)
+
+
+@sync_and_async
+async def test_a_failed_transaction_cannot_be_prepared_for_a_second_phase(case: AsyncCase) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+        async with connection as conn:
+            await conn.tpc_begin("one")
+            with suppress(psycopg.errors.DivisionByZero):
+                await conn.execute("SELECT 1/0")
+            await conn.tpc_prepare()
+    assert isinstance(raised.value.__cause__, psycopg.errors.DivisionByZero)
+    await connection.test_connection()
+
+
+@sync_and_async
+async def test_a_body_that_closes_its_connection_in_a_transaction_is_an_error(
+    case: AsyncCase,
+) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(psycopg.OperationalError, match="closed"):
+        async with connection as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            await conn.close()
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+        await conn.commit()
+        await conn.close()
+    assert case.rows(NOTES) == [("kept",)]
+
+
+@sync_and_async
+async def test_interleaved_blocks_of_the_psycopg_connection_end_each_its_own(
+    case: AsyncCase,
+) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+
+    async def write(conn: Any, note: str) -> AsyncGenerator[None, None]:
+        async with conn:
+            await conn.execute("INSERT INTO notes VALUES (%s)", [note])
+            yield
+
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        async with connection as conn:
+            outer, inner = write(conn, "outer"), write(conn, "inner")
+            await outer.__anext__()
+            await inner.__anext__()
+            with pytest.raises(OutOfOrderTransactionNesting):
+                await outer.__anext__()
+            await inner.aclose()
+    async with connection as conn, AsyncExitStack() as stack:
+        await stack.enter_async_context(conn)
+        async with conn:
+            await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",)]
 
 
 # What a connection comes with

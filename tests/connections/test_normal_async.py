@@ -1,12 +1,16 @@
 """What only tasks can do to an ``async`` connection; the rest is in test_normal.py."""
 
+# ruff: noqa: PT012 (a block that fails has more than one statement)
+
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from time import monotonic
 
+import psycopg
 import pytest
 
 from .every_type import AsyncCase, sync_and_async, within
@@ -119,6 +123,70 @@ async def test_a_block_after_a_break_out_of_a_generator_is_one_of_its_own(case: 
         async with block() as conn:
             await conn.execute("INSERT INTO notes VALUES ('kept')")
     assert case.rows("SELECT note FROM notes") == [("kept",), ("kept",)]
+
+
+@sync_and_async
+async def test_nothing_joins_the_block_of_a_generator_that_was_dropped(case: AsyncCase) -> None:
+    case.run_on_server("CREATE TABLE notes (note text)")
+    connection = await case.open(pool={"timeout": 20})
+
+    async def of_cursor() -> AsyncIterator[None]:
+        async with connection.cursor() as cursor:
+            await cursor.execute("INSERT INTO notes VALUES ('lost')")
+            yield
+
+    async def of_transaction() -> AsyncIterator[None]:
+        async with connection.transaction() as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            yield
+
+    async def of_connection() -> AsyncIterator[None]:
+        async with connection.connection() as conn:
+            await conn.execute("INSERT INTO notes VALUES ('lost')")
+            yield
+
+    for dropped in (of_cursor, of_transaction, of_connection):
+        for block in (connection.cursor, connection.transaction, connection.connection):
+            async for _ in dropped():
+                break
+            await connection.commit()
+            async with block() as conn:
+                await conn.execute("INSERT INTO notes VALUES ('kept')")
+            async for _ in dropped():
+                break
+            await connection.rollback()
+            async with connection as conn:
+                await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows("SELECT note FROM notes") == [("kept",)] * 18
+
+
+@sync_and_async
+async def test_a_generator_dropped_in_an_outer_block_undoes_nothing_in_silence(
+    case: AsyncCase,
+) -> None:
+    case.run_on_server("CREATE TABLE notes (note text)")
+    connection = await case.open(pool={"timeout": 20})
+
+    async def nested() -> AsyncGenerator[None, None]:
+        async with connection.transaction():
+            yield
+
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+        async with connection as conn:
+            await conn.execute("INSERT INTO notes VALUES ('before')")
+            async for _ in nested():
+                break
+            await conn.execute("INSERT INTO notes VALUES ('next')")
+            for _ in range(3):
+                await asyncio.sleep(0)  # meanwhile asyncio ends the generator
+    assert "aclosing" in str(raised.value.__cause__)
+    async with connection as conn:
+        await conn.execute("INSERT INTO notes VALUES ('before')")
+        async with aclosing(nested()) as remedy:
+            async for _ in remedy:
+                break
+        await conn.execute("INSERT INTO notes VALUES ('next')")
+    assert case.rows("SELECT note FROM notes") == [("before",), ("next",)]
 
 
 @sync_and_async

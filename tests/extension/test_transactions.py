@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
+from psycopg.transaction import OutOfOrderTransactionNesting
 
 from flask_pgmonkey import PGMonkey
 
@@ -239,3 +241,82 @@ def test_the_connection_itself_as_a_block_is_a_transaction(
 
     site.visit(view)
     assert items() == [1, 3]
+
+
+def test_blocks_that_generators_end_out_of_order_are_refused(
+    db: PGMonkey, items: Callable[[], list[int]]
+) -> None:
+    def write(n: int) -> Iterator[None]:
+        with db.transaction():
+            db.execute(INSERT, (n,))
+            yield
+
+    for end_of_outer in (Generator.close, next):
+        for end_of_inner in (Generator.close, next):
+            outer: Any = write(1)
+            inner: Any = write(2)
+            next(outer), next(inner)
+            with suppress(OutOfOrderTransactionNesting):
+                end_of_outer(outer)
+            with pytest.raises(psycopg.errors.SyntaxError):
+                db.execute("no SQL")
+            for use in (db.fetch_one, db.cursor().execute, db.stream):
+                with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+                    use("SELECT 1")
+                assert isinstance(raised.value.__cause__, OutOfOrderTransactionNesting)
+            with pytest.raises(psycopg.errors.InFailedSqlTransaction), db.transaction():
+                pass
+            with suppress(OutOfOrderTransactionNesting):
+                end_of_inner(inner)
+            assert items() == []
+            db.execute(INSERT, (4,))
+            with db.transaction(IsolationLevel.SERIALIZABLE), db.transaction():
+                db.execute(INSERT, (5,))
+            assert items() == [4, 5]
+            db.execute("TRUNCATE items")
+
+
+def test_a_generator_that_another_thread_ends_within_an_outer_block_is_an_error_there(
+    db: PGMonkey, items: Callable[[], list[int]]
+) -> None:
+    def nested() -> Generator[None, None, None]:
+        with db.transaction():
+            yield
+
+    with pytest.raises(OutOfOrderTransactionNesting, match="closing"), db.transaction():
+        generator: Any = nested()
+        next(generator)
+        db.execute(INSERT, (1,))
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(generator.close).result()
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+            db.execute(INSERT, (2,))
+    assert items() == []
+    with db.transaction(), closing(nested()) as own:  # the remedy
+        next(own)
+    db.execute(INSERT, (3,))
+    assert items() == [3]
+
+
+def test_rollback_ends_the_block_that_it_names(
+    site: Site, db: PGMonkey, items: Callable[[], list[int]]
+) -> None:
+    with db.transaction() as outer:
+        db.execute(INSERT, (1,))
+        with db.transaction():
+            db.execute(INSERT, (2,))
+            raise psycopg.Rollback(outer)  # type: ignore[arg-type]
+    with db.transaction():
+        with db.transaction() as inner:
+            db.execute(INSERT, (3,))
+            raise psycopg.Rollback(inner)
+        db.execute(INSERT, (4,))
+
+    async def use() -> None:
+        async with db.aio.transaction() as aio_outer:
+            await aio_outer.execute(INSERT, (5,))
+            async with aio_outer.transaction():
+                raise psycopg.Rollback(aio_outer)
+
+    asyncio.run(use())
+    assert items() == [4]
