@@ -21,17 +21,16 @@ import psycopg
 from psycopg import errors
 from psycopg._cursor_base import BaseCursor
 from psycopg.abc import ConnectionType
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import Row
 
 from ..signals import query_executed
+from .copying import COPIES
 from .marks import leaves_state
 from .query_notes import NotedQuery, note_query
 from .watching import Call, Watch
 
 if TYPE_CHECKING:
-    from contextlib import _AsyncGeneratorContextManager, _GeneratorContextManager
-
     from psycopg._queries import PostgresQuery
     from psycopg.abc import Params, PQGen, Query
     from psycopg.copy import AsyncWriter, Writer
@@ -66,6 +65,8 @@ class MarkingCursor(BaseCursor[ConnectionType, Row]):
 
     def _raise_for_result(self, result: PGresult) -> NoReturn:
         # What the server refuses comes here, from execute(), executemany() and pipelines.
+        if result.status in COPIES:
+            self._record.is_copy_left = True
         try:
             super()._raise_for_result(result)
         except errors.InFailedSqlTransaction as error:
@@ -168,20 +169,28 @@ class Cursor(_OwnCursor["psycopg.Connection[Any]", Row], psycopg.Cursor[Row]):
         with Watch(self._conn, query, params, kind="stream"):
             yield from rows
 
-    def copy(
-        self, statement: Query, params: Params | None = None, *, writer: Writer | None = None
-    ) -> _GeneratorContextManager[psycopg.Copy]:
-        block = super().copy(statement, params, writer=writer)
-        return self._watched(block, statement, params)
-
     @contextmanager
-    def _watched(
-        self, block: _GeneratorContextManager[psycopg.Copy], statement: Query, params: Params | None
+    def copy(
+        self,
+        statement: Query,
+        params: Params | None = None,
+        *,
+        writer: Writer | None = None,
     ) -> Iterator[psycopg.Copy]:
-        watch = Watch(self._conn, statement, params, kind="copy", cursor=self)
-        with NotedQuery(self._record, statement), watch if query_executed.receivers else _UNSEEN:
-            with block as copy:
-                yield copy
+        run: Any = super().copy
+        watch = (
+            Watch(self._conn, statement, params, kind="copy", cursor=self)
+            if query_executed.receivers
+            else _UNSEEN
+        )
+        with NotedQuery(self._record, statement), watch:
+            with run(statement, params, writer=writer) as copy:
+                try:
+                    yield copy
+                finally:
+                    if self.pgresult is not None and self.pgresult.status == ExecStatus.COPY_OUT:
+                        conn: Any = self._conn
+                        conn.end_copy()
 
 
 class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.AsyncCursor[Row]):
@@ -248,23 +257,28 @@ class AsyncCursor(_OwnCursor["psycopg.AsyncConnection[Any]", Row], psycopg.Async
                 async for row in rows:
                     yield row
 
-    def copy(
-        self, statement: Query, params: Params | None = None, *, writer: AsyncWriter | None = None
-    ) -> _AsyncGeneratorContextManager[psycopg.AsyncCopy]:
-        block = super().copy(statement, params, writer=writer)
-        return self._watched(block, statement, params)
-
     @asynccontextmanager
-    async def _watched(
+    async def copy(
         self,
-        block: _AsyncGeneratorContextManager[psycopg.AsyncCopy],
         statement: Query,
-        params: Params | None,
+        params: Params | None = None,
+        *,
+        writer: AsyncWriter | None = None,
     ) -> AsyncIterator[psycopg.AsyncCopy]:
-        watch = Watch(self._conn, statement, params, kind="copy", cursor=self)
-        with NotedQuery(self._record, statement), watch if query_executed.receivers else _UNSEEN:
-            async with block as copy:
-                yield copy
+        run: Any = super().copy
+        watch = (
+            Watch(self._conn, statement, params, kind="copy", cursor=self)
+            if query_executed.receivers
+            else _UNSEEN
+        )
+        with NotedQuery(self._record, statement), watch:
+            async with run(statement, params, writer=writer) as copy:
+                try:
+                    yield copy
+                finally:
+                    if self.pgresult is not None and self.pgresult.status == ExecStatus.COPY_OUT:
+                        conn: Any = self._conn
+                        await conn.end_copy()
 
 
 class _OwnServerCursor(MarkingCursor[ConnectionType, Row]):

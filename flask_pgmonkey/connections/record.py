@@ -69,6 +69,7 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar uses: where the queries that run on it are counted, if anybody counts them: an entry for
         each, because appending and popping take no lock.
     :ivar is_copy_cancelled: whether a COPY that is under way ran for longer than ``query_timeout``.
+    :ivar is_copy_left: whether a statement failed because it began a COPY that nobody will end.
     :ivar is_handed_out: whether whoever borrowed it for queries of ours gave it to others, who may
         have cursors on it.
     :ivar is_marked: whether a statement left state on the session that outlives its transaction.
@@ -104,6 +105,7 @@ class ConnectionRecord(Generic[SourceT]):
         "failed_by",
         "has_prepared",
         "is_copy_cancelled",
+        "is_copy_left",
         "is_handed_out",
         "is_marked",
         "is_seen",
@@ -139,6 +141,7 @@ class ConnectionRecord(Generic[SourceT]):
         self.borrowed_at: float = 0.0
         self.uses: list[None] = []
         self.is_copy_cancelled: bool = False
+        self.is_copy_left: bool = False
         self.is_handed_out: bool = False
         self.plans_changed: int = opener.plans_changed
         self.borrower: str = ""

@@ -21,6 +21,8 @@ from ..owned_lock import OwnedLock
 from ..signals import query_executed
 from . import configuring
 from .blocks import calling_frame
+from .connect_errors import copy_for_waiter
+from .copying import read_out
 from .cursor import Cursor, ServerCursor
 from .login_attempts import PAUSE, LoginAttempt
 from .query_timeout import (
@@ -47,7 +49,7 @@ from .server_connection_base import (
     wants_writable,
     warn_of_pooler,
 )
-from .transaction import Transaction
+from .transaction import Transaction, has_failed
 from .watching import Call, PipelineWatch
 
 if TYPE_CHECKING:
@@ -93,12 +95,35 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             raise
         except psycopg.Error as error:
             self.record.note_failure(self, error)
+            if self.record.is_copy_left:
+                self.record.is_copy_left = False
+                self.end_copy(error)
             raise
         except Exception:  # of a handler of signals, if a query goes on
             if self.is_at_work():
                 with suppress(psycopg.Error, DeadlineError):
                     self._cancel_query(gen)
             raise
+
+    def end_copy(self, because: psycopg.Error | None = None) -> None:
+        """End the COPY that is under way, whatever it does; the caller holds the lock.
+
+        Where the server does not do so within a second, the connection is closed.
+        """
+        if self.is_inherited:
+            return
+        if self.pgconn.pipeline_status:
+            self.pgconn.finish()  # libpq gets out of it by nothing else
+        if not self.is_at_work():
+            return
+        try:
+            self._cancel_query(read_out(self.pgconn))
+        except psycopg.Error as error:
+            self.record.note_failure(self, error)
+            if because is not None and has_failed(self.pgconn):
+                self.record.failed_by = copy_for_waiter(because)
+        except DeadlineError:
+            pass  # the connection is closed, which the next statement says
 
     def _wait_within(self, limit: QueryLimit, gen: PQGen[T]) -> T:
         deadline = monotonic() + limit.timeout

@@ -23,6 +23,8 @@ from ..owned_lock import AsyncOwnedLock
 from ..signals import query_executed
 from . import configuring
 from .blocks import calling_frame
+from .connect_errors import copy_for_waiter
+from .copying import read_out
 from .cursor import AsyncCursor, AsyncServerCursor
 from .login_attempts import PAUSE, LoginAttempt
 from .query_timeout import (
@@ -49,7 +51,7 @@ from .server_connection_base import (
     wants_writable,
     warn_of_pooler,
 )
-from .transaction import AsyncTransaction
+from .transaction import AsyncTransaction, has_failed
 from .watching import Call, PipelineWatch
 
 if TYPE_CHECKING:
@@ -95,7 +97,27 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             raise
         except psycopg.Error as error:
             self.record.note_failure(self, error)
+            if self.record.is_copy_left:
+                self.record.is_copy_left = False
+                await self.end_copy(error)
             raise
+
+    async def end_copy(self, because: psycopg.Error | None = None) -> None:
+        """:meth:`ServerConnection.end_copy`, on the running loop."""
+        if self.is_inherited:
+            return
+        if self.pgconn.pipeline_status:
+            self.pgconn.finish()  # libpq gets out of it by nothing else
+        if not self.is_at_work():
+            return
+        try:
+            await self._cancel_query(read_out(self.pgconn))
+        except psycopg.Error as error:
+            self.record.note_failure(self, error)
+            if because is not None and has_failed(self.pgconn):
+                self.record.failed_by = copy_for_waiter(because)
+        except DeadlineError:
+            pass  # the connection is closed, which the next statement says
 
     async def _wait_within(self, limit: QueryLimit, gen: PQGen[T]) -> T:
         deadline = monotonic() + limit.timeout

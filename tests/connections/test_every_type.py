@@ -1313,3 +1313,60 @@ async def test_a_password_shows_in_no_log_error_or_repr(
     shown = "\n".join([*seen, caplog.text, *(repr(record.args) for record in caplog.records)])
     assert "password authentication failed" in shown
     assert planted not in shown
+
+
+# A COPY that nobody ends
+
+
+@sync_and_async
+async def test_a_copy_that_nobody_ends_leaves_the_connection_usable(case: AsyncCase) -> None:
+    case.run_on_server(TABLE + "; CREATE TABLE many AS SELECT generate_series(1, 2000000) AS n")
+    connection = await case.open({"autocommit": True})
+    async with connection as conn:
+        for statement in (
+            "COPY notes TO STDOUT",
+            "COPY many TO STDOUT",
+            "COPY notes FROM STDIN",
+            "SELECT 1; COPY many TO STDOUT; COPY notes FROM STDIN; SELECT 2",
+        ):
+            with within(5), pytest.raises(psycopg.ProgrammingError, match="use copy"):
+                await conn.execute(statement)
+            assert await (await conn.execute("SELECT 3")).fetchone() == (3,)
+            with within(5), pytest.raises(psycopg.Error):
+                async for _ in conn.cursor().stream(statement):
+                    pass
+            assert await (await conn.execute("SELECT 3")).fetchone() == (3,)
+        with within(5):
+            async with conn.cursor().copy("COPY many TO STDOUT") as copy:
+                async for _ in copy:
+                    break
+        await conn.execute("INSERT INTO notes VALUES ('after a break')")
+        with within(5), suppress(ZeroDivisionError):
+            async with conn.cursor().copy("COPY many TO STDOUT") as copy:
+                raise ZeroDivisionError
+        with suppress(ZeroDivisionError):
+            async with conn.cursor().copy("COPY notes FROM STDIN") as copy:
+                await copy.write_row(["lost"])
+                raise ZeroDivisionError
+        await conn.execute("INSERT INTO notes VALUES ('after an error')")
+        assert not conn.closed
+    assert case.rows(NOTES) == [("after a break",), ("after an error",)]
+
+
+@sync_and_async
+async def test_a_copy_that_nobody_ends_fails_its_transaction_with_itself_as_the_cause(
+    case: AsyncCase,
+) -> None:
+    case.run_on_server(TABLE)
+    connection = await case.open()
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction) as raised:
+        async with connection as conn:
+            with suppress(psycopg.ProgrammingError):
+                await conn.execute("COPY notes FROM STDIN")
+    assert isinstance(raised.value.__cause__, psycopg.ProgrammingError)
+    async with connection as conn:
+        with suppress(psycopg.ProgrammingError):
+            async with conn.transaction():
+                await conn.execute("COPY notes FROM STDIN")
+        await conn.execute("INSERT INTO notes VALUES ('kept')")
+    assert case.rows(NOTES) == [("kept",)]

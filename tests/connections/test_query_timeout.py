@@ -189,6 +189,24 @@ async def test_a_server_that_is_stopped_in_mid_query(
     fragile.terminate()  # nobody has told the backend
 
 
+@sync_and_async
+async def test_a_copy_left_early_does_not_wait_for_a_stopped_server(
+    fragile: AsyncCase, private_server: PrivateServer
+) -> None:
+    connection = await fragile.open({"autocommit": True})
+    query = "COPY (SELECT generate_series(1, 10000000)) TO STDOUT"
+    with within(10), pytest.raises(psycopg.OperationalError, match="closed"):
+        async with connection as conn:
+            async with conn.cursor().copy(query) as copy:
+                async for _ in copy:
+                    private_server.pause()
+                    break
+            assert conn.closed
+    private_server.resume()
+    fragile.terminate()  # nobody has told the backend
+    await connection.test_connection()
+
+
 @pytest.mark.parametrize("when", ["begin", "commit", "copy"])
 @sync_and_async
 async def test_no_part_of_a_transaction_waits_longer_for_a_stopped_server(

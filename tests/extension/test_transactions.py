@@ -320,3 +320,30 @@ def test_rollback_ends_the_block_that_it_names(
 
     asyncio.run(use())
     assert items() == [4]
+
+
+def test_after_a_copy_that_nobody_ended_the_connection_is_usable(
+    db: PGMonkey, items: Callable[[], list[int]]
+) -> None:
+    def rows() -> Iterator[Any]:
+        with db.cursor().copy("COPY (SELECT generate_series(1, 1000000)) TO STDOUT") as copy:
+            yield from copy
+
+    for statement in ("COPY items TO STDOUT", "COPY items FROM STDIN"):
+        pid = db.fetch_value("SELECT pg_backend_pid()")
+        for use in (db.execute, db.fetch_all, db.cursor().execute):
+            with pytest.raises(psycopg.ProgrammingError, match="use copy"):
+                use(statement)
+            assert db.fetch_value("SELECT pg_backend_pid()") == pid
+        with pytest.raises(psycopg.ProgrammingError), db.transaction():
+            db.execute(statement)
+        with pytest.raises(psycopg.Error):
+            db.execute_many(statement, [()])  # in a pipeline, which costs the connection
+        db.execute("TRUNCATE items")
+    pid = db.fetch_value("SELECT pg_backend_pid()")
+    generator = rows()
+    next(generator)
+    del generator
+    db.execute(INSERT, (1,))
+    assert db.fetch_value("SELECT pg_backend_pid()") == pid
+    assert items() == [1]
