@@ -17,7 +17,7 @@ from psycopg.rows import Row
 
 from .config import Config, ConfigSource, check_config, read_config
 from .config.libpq import is_connection_string
-from .config.values import Setting, nearest_name, switch
+from .config.values import Setting, nearest_name, seconds, switch
 from .connections import Configure, PoolConnection
 from .connections.query_timeout import block_with_timeout
 from .connections.server_connection import ServerConnection
@@ -69,6 +69,8 @@ _KEYS = (
     "PGMONKEY_RESOLVE_ENV",
     "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS",
     "PGMONKEY_UNAVAILABLE",
+    "PGMONKEY_ECHO",
+    "PGMONKEY_SLOW_QUERY",
 )
 
 
@@ -93,6 +95,7 @@ class _AppState:
         self.postgres_folder = postgres_folder
         self.configs: dict[tuple[int, str], Config] = {}
         self.names: dict[str, str] = names  # of binds, by the key of their config
+        self.listeners: list[object] = []  # to signals, which do not keep them alive
         self.find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = {}
 
 
@@ -361,6 +364,11 @@ class PGMonkey(BoundDatabase[Row]):
         resolve_env = _switch(app, "PGMONKEY_RESOLVE_ENV")
         allow_defaults = _switch(app, "PGMONKEY_ALLOW_SENSITIVE_DEFAULTS")
         with_503 = _switch(app, "PGMONKEY_UNAVAILABLE", default=True)
+        echoes = _switch(app, "PGMONKEY_ECHO")
+        slow = seconds(
+            Setting("PGMONKEY_SLOW_QUERY", app.config.get("PGMONKEY_SLOW_QUERY") or 0, ""),
+            zero=True,
+        )
         sources = dict(self._sources(app))
         for name, source in sources.items():
             if source != _EMBEDDED:
@@ -392,6 +400,8 @@ class PGMonkey(BoundDatabase[Row]):
         app.teardown_appcontext_funcs.insert(0, app.teardown_appcontext_funcs.pop())
         if with_503:
             answer_outages(app)
+        if echoes or slow:
+            self._apps[app].listeners.append(_log_queries(app, echoes, slow))
 
     def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
         config = app.config.get("PGMONKEY_CONFIG", self._config)
@@ -556,6 +566,14 @@ def _origin_of(
     if app is None:
         return None
     return Origin(app, names.get(config.key), current_tally(), app.debug)
+
+
+def _log_queries(app: Flask, echoes: bool, slow: float) -> object:
+    from .query_log import QueryLog  # what many apps never use
+
+    log = QueryLog(echoes, slow)
+    log.start(app)
+    return log
 
 
 def _warn_of_unknown_keys(app: Flask) -> None:

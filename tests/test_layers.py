@@ -15,7 +15,7 @@ LAYERS = [
     {"cli", "health", "monitor", "testing"},
     {"csv_transfer", "server_audit", "codegen"},
     {"extension"},
-    {"contexts", "unavailable"},
+    {"contexts", "query_log", "unavailable"},
     {"aio"},
     {"background", "database"},
     {"queries_async", "streaming"},
