@@ -9,7 +9,7 @@ from reprlib import Repr
 from typing import TextIO, cast
 
 from .printable import one_line, printable
-from .signals import QueryEvent, query_executed
+from .signals import CallSite, QueryEvent, query_executed
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey.sql")
 
@@ -44,23 +44,37 @@ class QueryLog:
 
     def _hear(self, app: object, event: QueryEvent) -> None:
         if self._echoes and logger.isEnabledFor(logging.INFO):
-            logger.info(
+            parameters = event.parameters
+            _log(
+                logging.INFO,
+                event.call_site,
                 _LINE,
                 f"{event.duration * 1000:.1f} ms",
                 _outcome(event),
                 short_text(event.sql),
-                f" {printable(_shortened.repr(event.parameters))}" if event.parameters else "",
-                f" ({_place(event)})" if event.call_site is not None else "",
+                f" {printable(_shortened.repr(parameters))}" if parameters else "",
+                f" ({_place(event.call_site)})" if event.call_site is not None else "",
             )
         if self._slow and event.duration >= self._slow and event.kind not in _AS_FAST_AS_THE_APP:
-            logger.warning(
+            _log(
+                logging.WARNING,
+                event.call_site,
                 "A query took %.3f s, and PGMONKEY_SLOW_QUERY is %g s%s%s: %s",
                 event.duration,
                 self._slow,
                 f"; endpoint {printable(event.endpoint)}" if event.endpoint else "",
-                f"; called at {_place(event)}" if event.call_site is not None else "",
+                f"; called at {_place(event.call_site)}" if event.call_site is not None else "",
                 short_text(event.sql),
             )
+
+
+def _log(level: int, site: CallSite | None, message: str, *arguments: object) -> None:
+    """Log as if the app's own code did: so its handlers can show that place, and nothing has to
+    look for it."""
+    file, line, function = site or (__file__, 0, None)
+    logger.handle(
+        logger.makeRecord(logger.name, level, file, line, message, arguments, None, function)
+    )
 
 
 def _outcome(event: QueryEvent) -> str:
@@ -71,8 +85,9 @@ def _outcome(event: QueryEvent) -> str:
     return "1 row" if event.rows == 1 else f"{event.rows} rows"
 
 
-def _place(event: QueryEvent) -> str:
-    return printable(str(event.call_site))
+@lru_cache(maxsize=1024)
+def _place(site: CallSite) -> str:
+    return printable(str(site))
 
 
 @lru_cache(maxsize=1024)
@@ -101,9 +116,10 @@ class _ToStderr(logging.StreamHandler[TextIO]):
         """What stderr is now: some replace it."""
         return sys.stderr
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if len(logger.handlers) == 1 and not (logger.parent and logger.parent.hasHandlers()):
-            super().emit(record)
+    def handle(self, record: logging.LogRecord) -> bool:
+        if len(logger.handlers) > 1 or (logger.parent and logger.parent.hasHandlers()):
+            return False
+        return bool(super().handle(record))
 
     def format(self, record: logging.LogRecord) -> str:
         if record.msg == _LINE and self.stream.isatty():
