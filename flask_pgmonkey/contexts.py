@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -44,6 +44,7 @@ _AT_WORK = (*_IN_TRANSACTION, _ACTIVE)
 # an app context, so that none shares one that it did not begin.
 _app_context: ContextVar[AppContext] = flask.globals._cv_app
 _after_end: ContextVar[Any] = ContextVar("_after_end", default=None)
+_repeats_allowed: ContextVar[bool] = ContextVar("_repeats_allowed", default=False)
 _request_context: ContextVar[Any] = getattr(flask.globals, "_cv_request", ContextVar("no request"))
 
 
@@ -477,6 +478,22 @@ def _new_tally() -> Tally:
     if not has_request_context():
         return Tally()
     return Tally(request.endpoint, request.method, request.path)
+
+
+@contextmanager
+def block_with_repeats() -> Iterator[None]:
+    """A block in which the same query may run any number of times."""
+    token = _repeats_allowed.set(True)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the end of a generator that another thread closes
+            _repeats_allowed.reset(token)
+
+
+def are_repeats_allowed() -> bool:
+    """Whether this code runs in such a block."""
+    return _repeats_allowed.get()
 
 
 def describe_context() -> str:

@@ -25,6 +25,8 @@ from .connections.watching import hop_of
 from .contexts import (
     HeldConnection,
     OpenTransaction,
+    are_repeats_allowed,
+    block_with_repeats,
     current_app,
     current_request,
     current_tally,
@@ -95,6 +97,7 @@ class _AppState:
         self.postgres_folder = postgres_folder
         self.configs: dict[tuple[int, str], Config] = {}
         self.names: dict[str, str] = names  # of binds, by the key of their config
+        self.is_debugged = False
         self.listeners: list[object] = []  # to signals, which do not keep them alive
         self.find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = {}
 
@@ -482,6 +485,13 @@ class PGMonkey(BoundDatabase[Row]):
             raise ValueError(f"timeout() takes a number of seconds above 0, not {seconds!r}")
         return block_with_timeout(seconds)
 
+    def allow_repeats(self) -> AbstractContextManager[None]:
+        """A block in which a request may run the same query any number of times.
+
+        In debug the fifth time from the same line is a warning outside of it.
+        """
+        return block_with_repeats()
+
     # Binds, and what lies under them
 
     @property
@@ -508,6 +518,9 @@ class PGMonkey(BoundDatabase[Row]):
             # No lock: a fork while it is held would block the child for ever.
             config = state.configs.setdefault(key, _read_bind(state, name))
             state.names.setdefault(config.key, name)
+            if current_app().debug and not state.is_debugged:
+                state.is_debugged = True
+                _watch_requests(current_app())
         return config
 
     @property
@@ -565,7 +578,7 @@ def _origin_of(
     app = find_app()
     if app is None:
         return None
-    return Origin(app, names.get(config.key), current_tally(), app.debug)
+    return Origin(app, names.get(config.key), current_tally(), app.debug, are_repeats_allowed())
 
 
 def _log_queries(app: Flask, echoes: bool, slow: float) -> object:
@@ -574,6 +587,12 @@ def _log_queries(app: Flask, echoes: bool, slow: float) -> object:
     log = QueryLog(echoes, slow)
     log.start(app)
     return log
+
+
+def _watch_requests(app: Flask) -> None:
+    from .debugging import watch_requests  # what production does not use
+
+    watch_requests(app)
 
 
 def _warn_of_unknown_keys(app: Flask) -> None:

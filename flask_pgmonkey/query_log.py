@@ -45,7 +45,7 @@ class QueryLog:
     def _hear(self, app: object, event: QueryEvent) -> None:
         if self._echoes and logger.isEnabledFor(logging.INFO):
             parameters = event.parameters
-            _log(
+            log_at(
                 logging.INFO,
                 event.call_site,
                 _LINE,
@@ -53,22 +53,22 @@ class QueryLog:
                 _outcome(event),
                 short_text(event.sql),
                 f" {printable(_shortened.repr(parameters))}" if parameters else "",
-                f" ({_place(event.call_site)})" if event.call_site is not None else "",
+                f" ({place(event.call_site)})" if event.call_site is not None else "",
             )
         if self._slow and event.duration >= self._slow and event.kind not in _AS_FAST_AS_THE_APP:
-            _log(
+            log_at(
                 logging.WARNING,
                 event.call_site,
                 "A query took %.3f s, and PGMONKEY_SLOW_QUERY is %g s%s%s: %s",
                 event.duration,
                 self._slow,
                 f"; endpoint {printable(event.endpoint)}" if event.endpoint else "",
-                f"; called at {_place(event.call_site)}" if event.call_site is not None else "",
+                f"; called at {place(event.call_site)}" if event.call_site is not None else "",
                 short_text(event.sql),
             )
 
 
-def _log(level: int, site: CallSite | None, message: str, *arguments: object) -> None:
+def log_at(level: int, site: CallSite | None, message: str, *arguments: object) -> None:
     """Log as if the app's own code did: so its handlers can show that place, and nothing has to
     look for it."""
     file, line, function = site or (__file__, 0, None)
@@ -86,7 +86,8 @@ def _outcome(event: QueryEvent) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _place(site: CallSite) -> str:
+def place(site: CallSite) -> str:
+    """A call site as it stands in a line of a log."""
     return printable(str(site))
 
 

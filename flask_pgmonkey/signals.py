@@ -87,12 +87,15 @@ class Origin(NamedTuple):
     :ivar bind: the name of the database in the app; None outside Flask.
     :ivar tally: that of the request or app context; None outside of any.
     :ivar keeps_parameters: whether events may hold the parameters of queries.
+    :ivar may_repeat: whether the same query may run any number of times, as ``db.allow_repeats()``
+        says.
     """
 
     sender: Any
     bind: str | None = None
     tally: Tally | None = None
     keeps_parameters: bool = False
+    may_repeat: bool = False
 
 
 FindOrigin: TypeAlias = "Callable[[Any], Origin | None]"
@@ -135,6 +138,7 @@ class QueryEvent(Event):
     :ivar error: the class of the error that it ended with; None if there was none.
     :ivar sqlstate: that error's SQLSTATE.
     :ivar in_transaction: whether it ran in a transaction, and not in one of its own.
+    :ivar may_repeat: whether it ran in a block of ``db.allow_repeats()``.
     """
 
     sql: str
@@ -147,6 +151,7 @@ class QueryEvent(Event):
     error: str | None
     sqlstate: str | None
     in_transaction: bool
+    may_repeat: bool
 
 
 @dataclass(eq=False, slots=True)

@@ -15,6 +15,7 @@ LAYERS = [
     {"cli", "health", "monitor", "testing"},
     {"csv_transfer", "server_audit", "codegen"},
     {"extension"},
+    {"debugging"},
     {"contexts", "query_log", "unavailable"},
     {"aio"},
     {"background", "database"},

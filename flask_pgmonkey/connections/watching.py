@@ -211,7 +211,7 @@ class Watch:
         site: CallSite | None,
         after: int,
     ) -> None:
-        sender, bind, tally, keeps_parameters = origin
+        sender, bind, tally, keeps_parameters, may_repeat = origin
         parameters = None
         if keeps_parameters and self._params is not None:
             parameters = without_secrets(text, self._params)
@@ -233,6 +233,7 @@ class Watch:
             type(exc).__name__ if exc is not None else None,
             exc.sqlstate if isinstance(exc, psycopg.Error) else None,
             self._before in _IN_TRANSACTION or after in _IN_TRANSACTION,
+            may_repeat,
         )
         record.unsent.append((query_executed, sender, event))
 

@@ -46,6 +46,7 @@ PROGRAMS = {
 }
 APPS = {
     "first_view",
+    "listening",
     "shop",
     "flask_database",
     "flask_factory",
@@ -117,6 +118,18 @@ def test_every_recipe_is_run_here_and_shown_on_a_page() -> None:
     assert recipes == PROGRAMS.keys() | APPS
     pages = "".join(page.read_text() for page in DOCS.glob("*.md"))
     assert {name for name in recipes if f"recipes/{name}.py" not in pages} == set()
+
+
+def test_listening_counts_queries_by_endpoint(
+    tables: psycopg.Connection[Any], load: Callable[[str], ModuleType]
+) -> None:
+    recipe = load("listening")
+    tables.execute("INSERT INTO users (name) VALUES ('Ada')")
+    client = recipe.app.test_client()
+    client.get("/users")
+    assert client.get("/users").json == {"users": ["Ada"], "queries": {"list_users": 2}}
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
 
 
 def test_first_view_answers_users(
