@@ -21,7 +21,7 @@ from .config.values import Setting, nearest_name, seconds, switch
 from .connections import Configure, PoolConnection
 from .connections.query_timeout import block_with_timeout
 from .connections.server_connection import ServerConnection
-from .connections.watching import hop_of
+from .connections.watching import Hop, hop_of
 from .contexts import (
     HeldConnection,
     OpenTransaction,
@@ -46,7 +46,7 @@ from .queries import (
     outermost_transaction,
     refuse_options_of_nested,
 )
-from .signals import FindOrigin, Origin
+from .signals import Origin
 from .streaming import RowStream
 from .unavailable import answer_outages
 
@@ -73,6 +73,7 @@ _KEYS = (
     "PGMONKEY_UNAVAILABLE",
     "PGMONKEY_ECHO",
     "PGMONKEY_SLOW_QUERY",
+    "PGMONKEY_QUERY_TAGS",
 )
 
 
@@ -82,7 +83,7 @@ class _AppState:
     def __init__(
         self,
         manager: PGConnectionManager,
-        find_origin: FindOrigin,
+        prepare_hop: Callable[[Config, str], Hop | None],
         names: dict[str, str],
         sources: dict[str, ConfigSource],
         resolve_env: bool,
@@ -90,7 +91,7 @@ class _AppState:
         postgres_folder: str,
     ) -> None:
         self.manager = manager
-        self.find_origin = find_origin
+        self.prepare_hop = prepare_hop
         self.sources = sources
         self.resolve_env = resolve_env
         self.allow_sensitive_defaults = allow_sensitive_defaults
@@ -160,8 +161,7 @@ class BoundDatabase(Queries[Row]):
         config = self._db.get_config(self._name)
         state = self._db._state()
         there: PooledAsyncQueries[Row] = PooledAsyncQueries(state.manager, config)
-        prepare_hop = partial(hop_of, state.find_origin, config, self._name)
-        return BackgroundDatabase(there, prepare_hop)
+        return BackgroundDatabase(there, partial(state.prepare_hop, config, self._name))
 
     @property
     def connection(self) -> psycopg.Connection[Row]:
@@ -383,14 +383,16 @@ class PGMonkey(BoundDatabase[Row]):
                 )
         names: dict[str, str] = {}
         find_origin = partial(_origin_of, ref(app), names)
+        find_tag = _find_tag_of(app) if app.config.get("PGMONKEY_QUERY_TAGS") else None
         self._apps[app] = _AppState(
             manager=PGConnectionManager(
                 configure=self._configure,
                 row_factory=self._row_factory,
                 describe_borrower=describe_context,
                 find_origin=find_origin,
+                find_tag=find_tag,
             ),
-            find_origin=find_origin,
+            prepare_hop=partial(hop_of, find_origin, find_tag),
             names=names,
             sources=sources,
             resolve_env=resolve_env,
@@ -587,6 +589,12 @@ def _log_queries(app: Flask, echoes: bool, slow: float) -> object:
     log = QueryLog(echoes, slow)
     log.start(app)
     return log
+
+
+def _find_tag_of(app: Flask) -> Callable[[], bytes]:
+    from .query_tags import find_tag_of, read_tags  # what few apps use
+
+    return find_tag_of(app, read_tags(app.config["PGMONKEY_QUERY_TAGS"]))
 
 
 def _watch_requests(app: Flask) -> None:

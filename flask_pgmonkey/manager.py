@@ -69,6 +69,7 @@ class PGConnectionManager:
         ``leak_threshold``.
     :param find_origin: says whose the events of :mod:`flask_pgmonkey.signals` are; the connection
         objects' own without it.
+    :param find_tag: gives a comment in which each statement ends, ``/*`` and ``*/`` included.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class PGConnectionManager:
         row_factory: Any = None,
         describe_borrower: Callable[[], str] | None = None,
         find_origin: FindOrigin | None = None,
+        find_tag: Callable[[], bytes] | None = None,
     ) -> None:
         self._configure = configure
         if row_factory is not None:
@@ -85,6 +87,7 @@ class PGConnectionManager:
         self._row_factory = row_factory
         self._describe_borrower = describe_borrower
         self._find_origin = find_origin
+        self._find_tag = find_tag
         self._files: dict[tuple[ConfigPath, bool, bool], tuple[tuple[int, ...], Config]] = {}
         self._caches: PerProcess[_Cache] = PerProcess(_Cache)
 
@@ -335,6 +338,7 @@ class PGConnectionManager:
             "row_factory": self._row_factory,
             "describe_borrower": self._describe_borrower,
             "find_origin": self._find_origin,
+            "find_tag": self._find_tag,
         }
 
     @property

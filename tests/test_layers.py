@@ -16,7 +16,7 @@ LAYERS = [
     {"csv_transfer", "server_audit", "codegen"},
     {"extension"},
     {"debugging"},
-    {"contexts", "query_log", "unavailable"},
+    {"contexts", "query_log", "query_tags", "unavailable"},
     {"aio"},
     {"background", "database"},
     {"queries_async", "streaming"},

@@ -43,6 +43,7 @@ class ConnectionObject(ABC, Generic[StateT]):
     :param describe_borrower: names who is borrowing from a pool in the log lines of
         ``leak_threshold``.
     :param find_origin: says whose the events of its connections are; its own without it.
+    :param find_tag: gives a comment for each statement, if there is to be one.
     """
 
     connection_type: str
@@ -55,7 +56,9 @@ class ConnectionObject(ABC, Generic[StateT]):
         row_factory: Any = None,
         describe_borrower: DescribeBorrower | None = None,
         find_origin: FindOrigin | None = None,
+        find_tag: Callable[[], bytes] | None = None,
     ) -> None:
+        self.find_tag: Callable[[], bytes] | None = find_tag
         self.find_origin: FindOrigin | None = find_origin
         self.config: Config = config
         self.plans_changed: int = 0

@@ -34,10 +34,12 @@ class Opener(Protocol):
     :ivar plans_changed: how often a connection of it met a prepared statement that a migration had
         made stale.
     :ivar find_origin: says whose the events of its connections are.
+    :ivar find_tag: gives the comment with which its connections end their statements.
     """
 
     plans_changed: int
     find_origin: FindOrigin | None
+    find_tag: Callable[[], bytes] | None
 
     @property
     def config(self) -> Config:

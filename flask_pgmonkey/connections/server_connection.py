@@ -256,6 +256,11 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         conn, login = cls._log_in(config, row_factory)
         try:
             conn.server_cursor_factory = ServerCursor
+            if opener.find_tag is not None:
+                from . import tagged_cursor  # what few apps use
+
+                conn.cursor_factory = tagged_cursor.TaggedCursor
+                conn.server_cursor_factory = tagged_cursor.TaggedServerCursor
             conn.query_timeout = config.pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max

@@ -245,6 +245,11 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         conn, login = await cls._log_in(config, row_factory)
         try:
             conn.server_cursor_factory = AsyncServerCursor
+            if opener.find_tag is not None:
+                from . import tagged_cursor  # what few apps use
+
+                conn.cursor_factory = tagged_cursor.AsyncTaggedCursor
+                conn.server_cursor_factory = tagged_cursor.AsyncTaggedServerCursor
             conn.query_timeout = config.async_pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max

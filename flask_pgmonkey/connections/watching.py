@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -63,10 +63,12 @@ class Hop(NamedTuple):
 
     :ivar origin: of its events.
     :ivar call_site: where the app's own code is.
+    :ivar tag: the comment for its statements.
     """
 
-    origin: Origin
+    origin: Origin | None
     call_site: CallSite | None
+    tag: bytes
 
 
 hop: ContextVar[Hop | None] = ContextVar("hop", default=None)
@@ -88,17 +90,26 @@ def origin_of(opener: Opener, bind: str | None) -> Origin:
     :param bind: the name of the database, where the borrower has said it.
     """
     hopped = hop.get()
-    if hopped is not None:
+    if hopped is not None and hopped.origin is not None:
         return hopped.origin
     return _found(opener.find_origin, opener.config, bind) or Origin(opener)
 
 
-def hop_of(find_origin: FindOrigin | None, config: Config, bind: str) -> Hop | None:
-    """What events need to know of a call that hops onto another event loop, if anybody listens."""
-    if not any(signal.receivers for signal in _SIGNALS):
+def hop_of(
+    find_origin: FindOrigin | None,
+    find_tag: Callable[[], bytes] | None,
+    config: Config,
+    bind: str,
+) -> Hop | None:
+    """What is to be known of a call that hops onto another event loop: None where nobody asks."""
+    is_heard = any(signal.receivers for signal in _SIGNALS)
+    if not is_heard and find_tag is None:
         return None
-    origin = _found(find_origin, config, bind)
-    return Hop(origin, call_site()) if origin is not None else None
+    return Hop(
+        _found(find_origin, config, bind) if is_heard else None,
+        call_site() if is_heard else None,
+        find_tag() if find_tag is not None else b"",
+    )
 
 
 def _found(find_origin: FindOrigin | None, config: Config, bind: str | None) -> Origin | None:
