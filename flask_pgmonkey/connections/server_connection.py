@@ -17,6 +17,7 @@ from psycopg.rows import tuple_row
 
 from ..config import Config
 from ..config.login import Login
+from ..errors import QueryTimeoutError, ServerSilentError
 from ..owned_lock import OwnedLock
 from ..signals import query_executed
 from . import configuring
@@ -40,12 +41,14 @@ from .server_connection_base import (
     BaseServerConnection,
     Configure,
     clearing_statements,
+    connect_timeout,
     forget_what_was_heard,
     is_refusal,
     parent_process_has_it,
     put_back_plain_attributes,
     refuse,
     set_all,
+    unanswered,
     wants_writable,
     warn_of_pooler,
 )
@@ -261,13 +264,14 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
 
                 conn.cursor_factory = tagged_cursor.TaggedCursor
                 conn.server_cursor_factory = tagged_cursor.TaggedServerCursor
-            conn.query_timeout = config.pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener, configure)
             conn.record.login_expiry = login.expiry if login is not None else None
             if settings := config.sync_settings:
+                conn.query_timeout = connect_timeout(conn)
                 conn._apply(config, settings)
+            conn.query_timeout = config.pool.query_timeout
             conn._make_ready()
         except BaseException:
             conn.close()
@@ -315,6 +319,8 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         try:
             cursor = self.execute(*set_all(settings), prepare=False)
             warn_of_pooler(config, "sync_settings", self, cursor.pgresult)
+        except (QueryTimeoutError, ServerSilentError) as error:
+            raise unanswered(config, "sync_settings", self.query_timeout) from error
         except psycopg.DatabaseError as error:
             if not is_refusal(self, error):
                 raise

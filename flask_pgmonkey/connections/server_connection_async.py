@@ -19,6 +19,7 @@ from psycopg.rows import tuple_row
 
 from ..config import Config
 from ..config.login import Login
+from ..errors import QueryTimeoutError, ServerSilentError
 from ..owned_lock import AsyncOwnedLock
 from ..signals import query_executed
 from . import configuring
@@ -42,12 +43,14 @@ from .server_connection_base import (
     BaseServerConnection,
     Configure,
     clearing_statements,
+    connect_timeout,
     forget_what_was_heard,
     is_refusal,
     parent_process_has_it,
     put_back_plain_attributes,
     refuse,
     set_all,
+    unanswered,
     wants_writable,
     warn_of_pooler,
 )
@@ -250,13 +253,14 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
 
                 conn.cursor_factory = tagged_cursor.AsyncTaggedCursor
                 conn.server_cursor_factory = tagged_cursor.AsyncTaggedServerCursor
-            conn.query_timeout = config.async_pool.query_timeout
             if config.prepared_max is not None:
                 conn.prepared_max = config.prepared_max
             conn.record = ConnectionRecord(conn, opener, configure)
             conn.record.login_expiry = login.expiry if login is not None else None
             if settings := config.async_settings:
+                conn.query_timeout = connect_timeout(conn)
                 await conn._apply(config, settings)
+            conn.query_timeout = config.async_pool.query_timeout
             await conn._make_ready()
         except BaseException:
             conn.pgconn.finish()
@@ -304,6 +308,8 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         try:
             cursor = await self.execute(*set_all(settings), prepare=False)
             warn_of_pooler(config, "async_settings", self, cursor.pgresult)
+        except (QueryTimeoutError, ServerSilentError) as error:
+            raise unanswered(config, "async_settings", self.query_timeout) from error
         except psycopg.DatabaseError as error:
             if not is_refusal(self, error):
                 raise

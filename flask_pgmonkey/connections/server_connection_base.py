@@ -19,22 +19,26 @@ import psycopg
 from psycopg import postgres, sql
 from psycopg._connection_base import BaseConnection
 from psycopg.adapt import AdaptersMap
+from psycopg.conninfo import timeout_from_conninfo
+from psycopg.errors import ConnectionTimeout
 from psycopg.pq import Format, TransactionStatus
 
 from ..config import Config, is_secret_key
 from ..errors import ConfigError
 from ..signals import query_executed, transaction_ended
 from .adapters import NotedAdapters
+from .connect_errors import seconds
 from .cursor import MarkingCursor
 from .liveness import is_connected
+from .login_steps import connect_in_steps
 from .query_notes import noted_command
 from .transaction import error_of_failed, has_failed
 from .watching import watched_command
 
 if TYPE_CHECKING:
-    from psycopg.abc import PQGen
+    from psycopg.abc import PQGen, PQGenConn
     from psycopg.pq.abc import PGconn, PGresult
-    from typing_extensions import LiteralString
+    from typing_extensions import LiteralString, Self
 
     from .liveness import Recorded
     from .protocols import AnyConnection
@@ -113,6 +117,11 @@ class BaseServerConnection(BaseConnection[Any]):
         if self._adapters is None:
             self._adapters = NotedAdapters(postgres.adapters, self.registered)
         return self._adapters
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
+        pgconn = yield from connect_in_steps(conninfo, **kwargs)
+        return cls(pgconn)
 
     def _commit_gen(self) -> PQGen[None]:
         if has_failed(self.pgconn) and not self._num_transactions and not self._tpc:
@@ -226,6 +235,19 @@ def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoR
             # tools that collect errors follow the context too.
             quiet.__context__ = None
     raise ConfigError(f"{refusal}: {error}") from error
+
+
+def connect_timeout(conn: AnyConnection) -> float:
+    """Seconds that opening a connection like *conn* may take."""
+    return timeout_from_conninfo({**conn.info.get_parameters()})
+
+
+def unanswered(config: Config, section: str, timeout: float) -> ConnectionTimeout:
+    """The error for a server that lets in and then says nothing."""
+    return ConnectionTimeout(
+        f"{config.target}: {section}: the server let us in and did not answer within"
+        f" {seconds(timeout)} (connect_timeout) what the config sets"
+    )
 
 
 def wants_writable(conn: AnyConnection) -> bool:

@@ -1,0 +1,189 @@
+"""A server that holds libpq, or falls silent after the login, holds nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from textwrap import dedent
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+
+from flask_pgmonkey import PGConnectionManager
+from flask_pgmonkey.config import CONNECTION_TYPES, read_config
+
+from ..fake_server import Act, FakeServer, demand_scram_rounds, fall_silent
+from ..programs import run_program
+from ..servers import PASSWORD
+
+StartFake = Callable[[Act], FakeServer]
+
+PATIENCE = 30.0
+
+# These run in processes of their own, because the thread that is left behind goes on computing.
+PROLOGUE = """
+from flask_pgmonkey import PGConnectionManager
+from flask_pgmonkey.config import read_config
+
+config = read_config(config)
+
+def connect(manager, type_):
+    if not type_.startswith("async"):
+        return manager.connection_for(config, type_)
+    async def connect_async():
+        return await manager.connection_for(config, type_)
+    return asyncio.run(connect_async())
+
+def attempt(type_):
+    began_at = time.monotonic()
+    try:
+        connect(PGConnectionManager(), type_)
+    except BaseException as error:
+        print(type(error).__name__, error)
+    print(time.monotonic() - began_at, flush=True)
+"""
+
+
+@pytest.fixture
+def start_fake() -> Iterator[StartFake]:
+    started: list[FakeServer] = []
+
+    def start(act: Act) -> FakeServer:
+        started.append(FakeServer(act))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
+
+
+def config_for(server: FakeServer, **sections: Any) -> dict[str, Any]:
+    return {
+        "connection_settings": {
+            "host": server.host,
+            "port": server.port,
+            "user": "app",
+            "password": PASSWORD,
+            "dbname": "shop",
+            "connect_timeout": 2,
+        },
+        **sections,
+    }
+
+
+def run_against(server: FakeServer, body: str, before: str = "") -> list[str]:
+    """The lines that a program prints which attempts to connect to *server*."""
+    ended = run_program(before + PROLOGUE + dedent(body), config_for(server), timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return ended.stdout.splitlines()
+
+
+@pytest.mark.parametrize("implementation", ["binary", "python"])
+@pytest.mark.parametrize("type_", CONNECTION_TYPES)
+def test_a_server_that_has_libpq_compute_for_ever_is_left_in_time(
+    start_fake: StartFake, type_: str, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PSYCOPG_IMPL", implementation)
+    server = start_fake(demand_scram_rounds)
+
+    first, took, again, took_again = run_against(
+        server, f"attempt({type_!r})\nattempt({type_!r})\n"
+    )
+
+    assert first.startswith("ConnectionTimeout the server at 127.0.0.1, port")
+    assert "sslmode=verify-full" in first
+    assert "in an earlier login" in again
+    assert float(took_again) < float(took) < PATIENCE / 2
+    assert server.count == 1, "the second attempt reached it and held another thread"
+
+
+def test_other_tasks_run_while_libpq_computes(start_fake: StartFake) -> None:
+    ticks, *_ = run_against(
+        start_fake(demand_scram_rounds),
+        """
+        async def main():
+            ticks = 0
+            async def connect():
+                await PGConnectionManager().connection_for(config, "async")
+            connecting = asyncio.ensure_future(connect())
+            while not connecting.done():
+                await asyncio.sleep(0.01)
+                ticks += 1
+            assert "has had libpq compute" in str(connecting.exception())
+            print(ticks)
+        asyncio.run(main())
+        """,
+    )
+    assert int(ticks) > 20
+
+
+def test_other_greenlets_run_while_libpq_computes(start_fake: StartFake) -> None:
+    ticks, *_ = run_against(
+        start_fake(demand_scram_rounds),
+        """
+        ticks = 0
+        connecting = gevent.spawn(attempt, "pool")
+        while not connecting.dead:
+            gevent.sleep(0.01)
+            ticks += 1
+        print(ticks)
+        """,
+        before="import gevent, gevent.monkey\ngevent.monkey.patch_all()\n",
+    )[-1:]
+    assert int(ticks) > 20
+
+
+@pytest.mark.parametrize("type_", CONNECTION_TYPES)
+def test_ctrl_c_leaves_a_server_that_has_libpq_compute(start_fake: StartFake, type_: str) -> None:
+    interrupted, took, refused, _ = run_against(
+        start_fake(demand_scram_rounds),
+        f"""
+        import os, signal
+        threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        attempt({type_!r})
+        attempt({type_!r})
+        """,
+    )
+    assert interrupted.strip() == "KeyboardInterrupt"
+    assert float(took) < 2
+    assert "in an earlier login" in refused
+
+
+def test_a_forked_child_is_not_refused_what_its_parent_is(start_fake: StartFake) -> None:
+    server = start_fake(demand_scram_rounds)
+    run_against(
+        server,
+        """
+        import os, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork
+        attempt("normal")
+        sys.stdout.flush()
+        if (child := os.fork()) == 0:
+            attempt("normal")
+            os._exit(0)
+        os.waitpid(child, 0)
+        """,
+    )
+    assert server.count == 2
+
+
+@pytest.mark.parametrize("type_", CONNECTION_TYPES)
+def test_a_server_that_falls_silent_after_the_login_is_left_in_time(
+    start_fake: StartFake, type_: str
+) -> None:
+    settings = {"sync_settings": {"work_mem": "16MB"}, "async_settings": {"work_mem": "16MB"}}
+    config = read_config(config_for(start_fake(fall_silent), **settings))
+    manager = PGConnectionManager()
+    began_at = monotonic()
+
+    async def connect() -> None:
+        connecting = manager.connection_for(config, type_)
+        if type_.startswith("async"):
+            await connecting
+
+    with pytest.raises(psycopg.errors.ConnectionTimeout, match=r"did not answer within 2\.00 s"):
+        asyncio.run(connect())
+
+    assert monotonic() - began_at < PATIENCE / 2
