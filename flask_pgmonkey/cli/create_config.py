@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
+from ..config.libpq import ENVIRONMENT_VARIABLES, is_elsewhere, parse_uri
 from ..config.template import template, template_from_environment, template_from_uri
 from ..files import new_file
 from .errors import WorkFailed, WrongUsage, file_errors_in_words
@@ -37,10 +40,18 @@ def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -
     if path.is_dir():
         raise WorkFailed(f"{path} is a folder: name the file to write in it.")
     variables: list[str] = []
+    options: Mapping[str, str] = {}
     if uri is not None:
         content, variables = template_from_uri(uri)
+        options = parse_uri(uri) or {}
+    elif from_env:
+        content = template_from_environment()
+        options = {
+            keyword: os.environ.get(variable, "")
+            for keyword, variable in ENVIRONMENT_VARIABLES.items()
+        }
     else:
-        content = template_from_environment() if from_env else template()
+        content = template()
     try:
         with new_file(path, mode=0o600, replace=force) as file:
             file.write(content.encode())
@@ -49,5 +60,16 @@ def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -
     say_aside(f"Wrote {path}.")
     for variable in variables:
         say_aside(f"Its secret is not in the file: put it into the variable {variable}.")
+    if trusts_the_network(options):
+        say_aside(
+            "Its server is another machine: in the file set sslmode: verify-full with sslrootcert,"
+            " so that no other server gets the password, and require_auth: scram-sha-256."
+        )
     if variables or from_env:
         say_aside("The file needs PGMONKEY_RESOLVE_ENV = True, or --resolve-env.")
+
+
+def trusts_the_network(options: Mapping[str, str]) -> bool:
+    """Whether libpq would take the word of whatever answers at another machine's address."""
+    hosts = (options.get("hostaddr") or options.get("host", "")).split(",")
+    return options.get("sslmode") != "verify-full" and any(map(is_elsewhere, hosts))

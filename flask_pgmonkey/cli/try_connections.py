@@ -21,6 +21,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from ..config import CONNECTION_TYPES, Config
+from ..config.libpq import is_elsewhere
 from ..connections.connect_errors import notes_of
 from ..connections.server_connection import ServerConnection
 from ..connections.server_connection_async import AsyncServerConnection
@@ -55,6 +56,8 @@ class Row:
     authentication: str | None = None
     connect_ms: float | None = None
     query_ms: float | None = None
+    unsafe: str | None = None
+    """The host to which a password went without TLS, if that is another machine."""
     login_expires: str | None = None
     """When the login ends, if what gave it says so."""
     pool: PoolSize | None = None
@@ -309,8 +312,16 @@ def with_facts(
         authentication=authentication_of(conn, certificate_name, system_user),
         connect_ms=round(1000 * connect_seconds, 2),
         query_ms=round(1000 * query_seconds, 2),
+        unsafe=host_told_without_tls(conn),
         login_expires=moment_of(conn.record.login_expiry),
     )
+
+
+def host_told_without_tls(conn: AnyConnection) -> str | None:
+    pgconn = conn.pgconn
+    if not pgconn.used_password or pgconn.ssl_in_use or pgconn.used_gssapi:
+        return None
+    return conn.info.host if is_elsewhere(conn.info.hostaddr or conn.info.host) else None
 
 
 def moment_of(expiry: float | None) -> str | None:
@@ -345,7 +356,13 @@ def print_rows(rows: Sequence[Row], as_json: bool) -> None:
     for row in rows:
         if row.error is not None:
             say(f"{row.bind} {row.type}: {row.error}")
-        elif row.login_expires is not None:
+            continue
+        if row.unsafe is not None:
+            say(
+                f"{row.bind} {row.type}: warning: the password went to {row.unsafe} without TLS."
+                " Set sslmode: verify-full, and require_auth: scram-sha-256"
+            )
+        if row.login_expires is not None:
             say(f"{row.bind} {row.type}: the login ends at {row.login_expires}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -134,3 +135,13 @@ def uses_tcp(effective: Mapping[str, str]) -> bool:
     hosts = (effective.get("hostaddr") or effective.get("host", "")).split(",")
     # Without a host it is a socket, but for Windows. An abstract socket begins with @.
     return any(host[:1] not in ("/", "@") if host else os.name == "nt" for host in hosts)
+
+
+def is_elsewhere(host: str) -> bool:
+    """Whether *host*, a name or an address, is another machine than this one, or may be."""
+    if host[:1] in ("", "/", "@") or host.lower() == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return True

@@ -195,10 +195,10 @@ def test_options_with_a_secret_go_into_a_reference(
 
 
 def test_a_uri_without_a_password_needs_no_references(path: Path) -> None:
-    result = create(path, "--uri", "postgresql://app@db/sh$%7Bop%7D")
+    result = create(path, "--uri", "postgresql://app@localhost/sh$%7Bop%7D")
     assert result.stderr == f"Wrote {path}.\n"
     settings = load_config(path)["connection_settings"]
-    assert settings == {"user": "app", "host": "db", "dbname": "sh${op}"}
+    assert settings == {"user": "app", "host": "localhost", "dbname": "sh${op}"}
 
 
 @pytest.mark.parametrize("uri", ["postgresql://app:hun@ter2@db", "mysql://app:hunter2@db", ""])
@@ -232,3 +232,29 @@ def test_what_was_written_connects(
         *variables,
         "password",
     }
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_told"),
+    [
+        ("postgresql://app@db.example/shop", True),
+        ("postgresql://app@localhost,10.1.2.3/shop?sslmode=require", True),
+        ("postgresql://app@db.example/shop?sslmode=verify-full", False),
+        ("postgresql://app@localhost/shop", False),
+        ("postgresql://app@[::1]/shop", False),
+        ("postgresql:///shop?host=/run/postgresql", False),
+    ],
+)
+def test_for_a_server_on_another_machine_tls_that_verifies_it_is_suggested(
+    path: Path, uri: str, is_told: bool
+) -> None:
+    result = create(path, "--uri", uri)
+    assert result.exit_code == 0
+    assert ("set sslmode: verify-full" in result.stderr) is is_told
+
+
+def test_tls_is_suggested_for_the_host_of_the_environment_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGHOST", "db.example")
+    assert "require_auth: scram-sha-256" in create(path, "--from-env").stderr

@@ -548,6 +548,35 @@ def test_tls_that_ends_before_the_server_is_shown_as_that(
     assert rows_of(shown.stdout)["normal"]["tls"] == "ended before the server"
 
 
+def test_a_password_that_goes_to_another_machine_without_tls_is_warned_of(
+    run: Run, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    # An address of this machine that is none of its loopback is one of the network to libpq.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no address but its loopback's")
+        own_address = probe.getsockname()[0]
+
+    class Elsewhere(Proxy):
+        host = own_address
+
+    target = private_server.settings()
+    proxy = Elsewhere(PrivateServer.host, private_server.port)
+    try:
+        settings = {**target, "host": own_address, "port": proxy.port}
+        shown = run("test", "--config", write(tmp_path, settings), "--type", "pool")
+    finally:
+        proxy.close()
+    near = run("test", "--config", write(tmp_path, target), "--type", "pool")
+
+    assert shown.exit_code == near.exit_code == 0, shown.stdout
+    assert f"warning: the password went to {own_address} without TLS" in shown.stdout
+    assert "sslmode: verify-full" in shown.stdout
+    assert "without TLS" not in near.stdout
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e10", "soon"])
 def test_a_timeout_that_is_no_time_is_wrong_usage(run: Run, seconds: str) -> None:
     shown = run("test", "--timeout", seconds)
