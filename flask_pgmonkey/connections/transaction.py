@@ -116,7 +116,7 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
 
     def _end_dead(self, exc_val: BaseException | None) -> bool:
         """End with a connection that is dead: True if the exception goes no further."""
-        self.status = self.Status.FAILED
+        self.status: BaseTransaction.Status = self.Status.FAILED
         if exc_val is None and not self.force_rollback:
             error = psycopg.OperationalError(
                 "the connection was lost within the transaction: nothing of it is committed"

@@ -255,7 +255,8 @@ def test_blocks_that_generators_end_out_of_order_are_refused(
         for end_of_inner in (Generator.close, next):
             outer: Any = write(1)
             inner: Any = write(2)
-            next(outer), next(inner)
+            next(outer)
+            next(inner)
             with suppress(OutOfOrderTransactionNesting):
                 end_of_outer(outer)
             with pytest.raises(psycopg.errors.SyntaxError):
@@ -298,6 +299,10 @@ def test_a_generator_that_another_thread_ends_within_an_outer_block_is_an_error_
     assert items() == [3]
 
 
+def rollback_of(transaction: Any) -> psycopg.Rollback:
+    return psycopg.Rollback(transaction)
+
+
 def test_rollback_ends_the_block_that_it_names(
     site: Site, db: PGMonkey, items: Callable[[], list[int]]
 ) -> None:
@@ -305,18 +310,18 @@ def test_rollback_ends_the_block_that_it_names(
         db.execute(INSERT, (1,))
         with db.transaction():
             db.execute(INSERT, (2,))
-            raise psycopg.Rollback(outer)  # type: ignore[arg-type]
+            raise rollback_of(outer)
     with db.transaction():
         with db.transaction() as inner:
             db.execute(INSERT, (3,))
-            raise psycopg.Rollback(inner)
+            raise rollback_of(inner)
         db.execute(INSERT, (4,))
 
     async def use() -> None:
         async with db.aio.transaction() as aio_outer:
             await aio_outer.execute(INSERT, (5,))
             async with aio_outer.transaction():
-                raise psycopg.Rollback(aio_outer)
+                raise rollback_of(aio_outer)
 
     asyncio.run(use())
     assert items() == [4]
