@@ -15,7 +15,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 from .config import Config
-from .config.libpq import KEYWORDS, effective_options
+from .config.libpq import KEYWORDS, effective_options, is_elsewhere
 from .printable import printable
 
 if sys.platform != "win32":
@@ -352,6 +352,34 @@ def audit_hba(connection: psycopg.Connection[Any], client: Client) -> AuditRow:
             verdict = _judge_rule(rule, client)
             return AuditRow("pg_hba.conf", recommended, rule.fields, rule.place, verdict)
     return AuditRow("pg_hba.conf", recommended, "no rule matches", "", "MISMATCH")
+
+
+def audit_hba_without_tls(connection: psycopg.Connection[Any], client: Client) -> AuditRow | None:
+    """Which rule would let *client* in without encryption, and so whoever has heard its password.
+
+    None where that is as it should be: over a socket, and from this machine where the config does
+    not insist on TLS. Changes nothing. *connection* becomes read-only.
+    """
+    is_far = any(is_elsewhere(host) for host, _ in client.servers)
+    if not (client.needs_tls or is_far):
+        return None
+    setting, recommended = "pg_hba.conf without TLS", "no rule"
+    try:
+        rules = _query(connection, _HBA_RULES)
+        link = _query(connection, _LINK)[0]
+    except psycopg.errors.InsufficientPrivilege as error:
+        return AuditRow(setting, recommended, "", str(error.diag.message_primary), "UNKNOWN")
+    if link.client is None:
+        return None
+    in_clear = link._replace(tls=False, gss=False)
+    for rule in rules:
+        match = _rule_matches(rule, in_clear)
+        if match is None:
+            return AuditRow(setting, recommended, f"perhaps {rule.fields}", rule.place, "UNKNOWN")
+        if match:
+            verdict: Verdict = "OK" if rule.auth_method == "reject" else "MISMATCH"
+            return AuditRow(setting, recommended, rule.fields, rule.place, verdict)
+    return AuditRow(setting, recommended, "no rule matches", "", "OK")
 
 
 # The view has the rules in the order in which the server tries them.

@@ -14,6 +14,7 @@ from flask_pgmonkey.server_audit import (
     AuditRow,
     Client,
     audit_hba,
+    audit_hba_without_tls,
     audit_settings,
     client_of,
     group_by_server,
@@ -376,3 +377,27 @@ def test_the_audit_cannot_write(superuser: Client) -> None:
         audit_settings(connection, [superuser])
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             connection.execute("CREATE TABLE audited ()")
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("host all all all scram-sha-256", "MISMATCH"),
+        ("hostnossl all all all trust", "MISMATCH"),
+        ("hostssl all all all scram-sha-256", "OK"),
+        ("hostnossl all all all reject", "OK"),
+        ("host all all db.example scram-sha-256", "UNKNOWN"),
+    ],
+)
+def test_a_rule_that_lets_in_without_tls_is_a_mismatch_where_the_config_wants_tls(
+    private_server: PrivateServer, superuser: Client, line: str, verdict: str
+) -> None:
+    strict = client(**private_server.settings(), sslmode="verify-full")
+    with connect(superuser) as connection:
+        private_server.write_hba([line])
+        row = audit_hba_without_tls(connection, strict)
+        relaxed = audit_hba_without_tls(connection, superuser)
+
+    assert row is not None
+    assert (row.setting, row.verdict) == ("pg_hba.conf without TLS", verdict)
+    assert relaxed is None

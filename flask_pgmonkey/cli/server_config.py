@@ -12,6 +12,7 @@ from ..server_audit import (
     AuditRow,
     Client,
     audit_hba,
+    audit_hba_without_tls,
     audit_settings,
     group_by_server,
     is_socket,
@@ -78,6 +79,8 @@ def audit_server(
         with targets[name].connect() as connection:
             rows = rows or audit_settings(connection, list(clients.values()), workers)
             rows.append(audit_hba(connection, client))
+            without_tls = audit_hba_without_tls(connection, client)
+            rows += [without_tls] if without_tls is not None else []
     return rows
 
 
