@@ -44,6 +44,10 @@ def _make_printable(record: logging.LogRecord) -> bool:
         record.args = tuple(safe)
     elif record.args:
         record.args = {name: _safe(argument) for name, argument in record.args.items()}
+    if record.exc_info and not record.exc_text:
+        # Indented, so that a line of a server's words is none of the log's.
+        traceback = logging.Formatter().formatException(record.exc_info)
+        record.exc_text = "\n".join(f"  {printable(line)}" for line in traceback.splitlines())
     return True
 
 

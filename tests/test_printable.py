@@ -59,3 +59,15 @@ def test_lines_of_our_own_stay_lines(log: io.StringIO) -> None:
     logger = logging.getLogger("flask_pgmonkey")
     logger.warning("Lost: %s. It was borrowed at:\n%s", "a\nb", "  File x\n    y\x1b\n")
     assert log.getvalue() == "Lost: a b. It was borrowed at:\n  File x\n    y\\x1b\n\n"
+
+
+def test_no_server_forges_a_line_of_the_log_in_a_traceback(log: io.StringIO) -> None:
+    try:
+        raise ValueError("\x1b[2Jgone\n2026-01-01 ERROR forged\rover")
+    except ValueError:
+        logging.getLogger("flask_pgmonkey").exception("A job failed")
+
+    said, *traceback = log.getvalue().splitlines()
+    assert said.endswith("A job failed")
+    assert any(r"ValueError: \x1b[2Jgone" in line for line in traceback)
+    assert all(line.startswith("  ") and line.isprintable() for line in traceback)

@@ -101,7 +101,7 @@ def test_names_of_files_and_binds(
     assert_harmless(run(f"{HOSTILE}"), 1)
     assert_harmless(run(command, f"--{HOSTILE}"), 1)
     assert_harmless(run("create-config", f"none/{HOSTILE}"), 1)
-    assert_harmless(run("create-config", f"{HOSTILE}.new", "--uri", "postgresql://db"), 1)
+    assert_harmless(run("create-config", f"{HOSTILE}.new", "--uri", "postgresql://db"), 2)
 
 
 def test_no_name_adds_a_rule_to_pg_hba_conf(run: Run, tmp_path: Path) -> None:
