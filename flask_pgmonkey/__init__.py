@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 try:
     import_module("psycopg")
@@ -13,11 +14,14 @@ except ImportError as _error:
     ) from _error
 
 from .config import load_config, normalize_config, redact_config, resolve_env_vars
-from .database import AsyncDatabase, Database
+from .database import Database
 from .errors import ConfigError, EnvInterpolationError, PGMonkeyError
 from .extension import PGMonkey
 from .manager import PGConnectionManager
 from .printable import guard_log as _guard_log
+
+if TYPE_CHECKING:
+    from .database_async import AsyncDatabase
 
 __all__ = [
     "AsyncDatabase",
@@ -34,3 +38,11 @@ __all__ = [
 ]
 
 _guard_log()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AsyncDatabase":  # loaded by those who use it
+        from .database_async import AsyncDatabase
+
+        return AsyncDatabase
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from .background import await_in_background, is_in_background, submit_to_backgro
 from .connections.query_timeout import timeout_of_block
 from .connections.server_connection_async import AsyncServerConnection
 from .connections.watching import Hop
-from .database import PooledAsyncQueries
+from .database_async import PooledAsyncQueries
 from .queries import IsolationLevel
 from .queries_async import AsyncQueries, AsyncTransaction
 

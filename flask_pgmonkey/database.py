@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from psycopg.rows import Row
 
 from .config import Config, ConfigSource, read_config
 from .connections import Configure, PoolConnection
-from .connections.blocks import entering_frame, let_dropped_generators_end, may_be_dropped
 from .manager import PGConnectionManager
 from .queries import (
     IsolationLevel,
@@ -24,21 +22,12 @@ from .queries import (
     outermost_transaction,
     refuse_options_of_nested,
 )
-from .queries_async import (
-    AsyncQueries,
-    AsyncTransaction,
-    nested_async_transaction,
-    outermost_async_transaction,
-)
 from .signals import Origin
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from psycopg.rows import AsyncRowFactory, RowFactory, TupleRow
+    from psycopg.rows import RowFactory, TupleRow
 
     from .connections.server_connection import ServerConnection
-    from .connections.server_connection_async import AsyncServerConnection
 
 T = TypeVar("T")
 
@@ -100,7 +89,7 @@ class Database(Queries[Row]):
         self.manager: PGConnectionManager = PGConnectionManager(
             row_factory=row_factory,
             configure=configure,
-            find_origin=partial(_origin_of, ref(self)),
+            find_origin=partial(origin_of_database, ref(self)),
         )
         self._of_thread = _OfThread()
 
@@ -159,168 +148,8 @@ class Database(Queries[Row]):
         return connections[-1] if connections and not connections[-1].is_inherited else None
 
 
-class PooledAsyncQueries(AsyncQueries[Row]):
-    """Async queries over a pool: each event loop that uses them has its own."""
-
-    def __init__(self, manager: PGConnectionManager, config: Config) -> None:
-        self.manager = manager
-        self.config = config
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.config.target}>"
-
-    async def connect(self) -> None:
-        """Open the pool, so that a server that cannot be reached shows at the start.
-
-        :raises psycopg.OperationalError: at once, with the server's words.
-        """
-        pool = await self.manager.async_pool_for(self.config)
-        await pool.connect()
-
-    async def disconnect(self) -> None:
-        """Close the pool of this loop; the next query opens it again."""
-        pool = self.manager.cached_async_pool(self.config)
-        if pool is not None:
-            await pool.disconnect()
-
-    @asynccontextmanager
-    async def transaction(
-        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
-    ) -> AsyncIterator[AsyncTransaction[Row]]:
-        """A block whose queries, those of the object it gives, are committed together.
-
-        An exception rolls all of them back. Borrows one connection for the block.
-
-        :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
-        """
-        pool = await self.manager.async_pool_for(self.config)
-        conn = await pool.borrow(autocommit=True)
-        try:
-            async with outermost_async_transaction(conn, isolation_level, read_only) as transaction:
-                yield transaction
-        finally:
-            await pool.release(conn)
-
-    async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
-        pool = await self.manager.async_pool_for(self.config)
-        conn = await pool.borrow(autocommit=True)
-        try:
-            return await work(conn)
-        finally:
-            await pool.release(conn)
-
-
-class _TaskTransaction:
-    """The open transaction of a task, and the frame that entered it."""
-
-    __slots__ = ("conn", "frame")
-
-    def __init__(self, conn: AsyncServerConnection, frame: FrameType) -> None:
-        self.conn = conn
-        self.frame = frame
-
-
-class AsyncDatabase(PooledAsyncQueries[Row]):
-    """:class:`Database` for async code: each event loop that uses it has its own pool, and each
-    task its own transaction.
-
-    :param config: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
-    :param row_factory: how to make rows; tuples without it.
-    :param configure: called with every new psycopg connection; awaited if it returns an awaitable.
-    :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file`` in the config.
-    :param allow_sensitive_defaults: allow ``${VAR:-default}`` for secret keys too.
-    :raises ConfigError: for a config that cannot be used.
-    """
-
-    @overload
-    def __init__(
-        self: AsyncDatabase[TupleRow],
-        config: ConfigSource,
-        *,
-        row_factory: None = None,
-        configure: Configure | None = None,
-        resolve_env: bool = False,
-        allow_sensitive_defaults: bool = False,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        config: ConfigSource,
-        *,
-        row_factory: AsyncRowFactory[Row],
-        configure: Configure | None = None,
-        resolve_env: bool = False,
-        allow_sensitive_defaults: bool = False,
-    ) -> None: ...
-    def __init__(
-        self,
-        config: ConfigSource,
-        *,
-        row_factory: AsyncRowFactory[Any] | None = None,
-        configure: Configure | None = None,
-        resolve_env: bool = False,
-        allow_sensitive_defaults: bool = False,
-    ) -> None:
-        super().__init__(
-            PGConnectionManager(
-                row_factory=row_factory,
-                configure=configure,
-                find_origin=partial(_origin_of, ref(self)),
-            ),
-            read_config(
-                config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
-            ),
-        )
-        self._of_task: WeakKeyDictionary[asyncio.Task[Any], _TaskTransaction] = WeakKeyDictionary()
-
-    @asynccontextmanager
-    async def transaction(
-        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
-    ) -> AsyncIterator[AsyncTransaction[Row]]:
-        """A block whose queries are committed together, or rolled back on an exception.
-
-        Borrows one connection for the block, which the queries of this object join in the same
-        task. Nested, it is a savepoint, which takes no *isolation_level* and no *read_only*.
-
-        :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
-        """
-        frame = entering_frame()
-        task = asyncio.current_task()
-        joined = await self._joined(task)
-        if joined is not None:
-            refuse_options_of_nested(isolation_level, read_only)
-            async with nested_async_transaction(joined) as transaction:
-                yield transaction
-            return
-        async with super().transaction(isolation_level, read_only) as transaction:
-            if task is not None:
-                self._of_task[task] = _TaskTransaction(transaction._begin_use(), frame)
-            try:
-                yield transaction
-            finally:
-                if task is not None:
-                    del self._of_task[task]  # before the end: nothing joins what ends
-
-    async def disconnect(self) -> None:
-        """Close the pool, and nothing that is not this object's own."""
-        await self.manager.clear_cache_async()
-
-    async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
-        joined = await self._joined(asyncio.current_task()) if self._of_task else None
-        return await (super()._run(work) if joined is None else work(joined))
-
-    async def _joined(self, task: asyncio.Task[Any] | None) -> AsyncServerConnection | None:
-        """The connection of the task's open transaction."""
-        if task is None:
-            return None
-        opened = self._of_task.get(task)
-        if opened is not None and may_be_dropped(opened.frame):
-            await let_dropped_generators_end()
-            opened = self._of_task.get(task)
-        return opened.conn if opened is not None else None
-
-
-def _origin_of(database: Callable[[], object], config: Config) -> Origin | None:
+def origin_of_database(database: Callable[[], object], config: Config) -> Origin | None:
+    """The origin of the events of what *database* gives, if that is still there."""
     # The manager must not keep the database alive that has it.
     sender = database()
     return Origin(sender) if sender is not None else None

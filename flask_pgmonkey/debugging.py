@@ -7,8 +7,9 @@ import logging
 from flask import Flask, Response
 
 from .contexts import current_tally
+from .events import QueryEvent
 from .query_log import log_at, place, short_text
-from .signals import QueryEvent, query_executed
+from .signals import query_executed
 
 REPEATS = 5
 """The same query from the same place, so often in one request, is a warning."""

@@ -34,7 +34,6 @@ from .contexts import (
     held_connection,
     release_what_the_context_holds,
 )
-from .database import PooledAsyncQueries
 from .errors import ConfigError, MissingConfigError
 from .manager import ConnectionType, PGConnectionManager
 from .mistakes import require_row_factory
@@ -157,6 +156,7 @@ class BoundDatabase(Queries[Row]):
         They run over one async pool, on the process's background loop.
         """
         from .aio import BackgroundDatabase  # what many apps never use
+        from .database_async import PooledAsyncQueries
 
         config = self._db.get_config(self._name)
         state = self._db._state()

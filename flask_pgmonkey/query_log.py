@@ -8,8 +8,9 @@ from functools import lru_cache
 from reprlib import Repr
 from typing import TextIO, cast
 
+from .events import QueryEvent
 from .printable import one_line, printable
-from .signals import CallSite, QueryEvent, query_executed
+from .signals import CallSite, query_executed
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey.sql")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from blinker import NamedSignal
 
-from flask_pgmonkey.signals import Event, QueryEvent, query_executed
+from flask_pgmonkey.events import Event, QueryEvent
+from flask_pgmonkey.signals import query_executed
 
 
 class Heard(list[Any]):

@@ -18,14 +18,15 @@ LAYERS = [
     {"debugging"},
     {"contexts", "query_log", "query_tags", "unavailable"},
     {"aio"},
-    {"background", "database"},
+    {"background", "database_async"},
+    {"database"},
     {"queries_async", "streaming"},
     {"queries"},
     {"manager"},
     {"connections", "embedded"},
     {"config"},
     {"rows"},
-    {"per_process"},
+    {"events", "per_process"},
     {"errors", "files", "mistakes", "owned_lock", "printable", "signals"},
 ]
 LEVELS = {name: len(LAYERS) - level for level, names in enumerate(LAYERS) for name in names}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from blinker import NamedSignal
     from psycopg._connection_base import BaseConnection
 
-    from ..signals import Event
+    from ..events import Event
     from .protocols import NotedConnection, Opener
 
 SourceT = TypeVar("SourceT")

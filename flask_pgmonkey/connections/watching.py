@@ -26,13 +26,8 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from ..config import Config
 from ..signals import (
     CallSite,
-    ConnectionEvent,
-    Event,
     FindOrigin,
     Origin,
-    PoolEvent,
-    QueryEvent,
-    TransactionEvent,
     connection_borrowed,
     connection_returned,
     pool_exhausted,
@@ -47,6 +42,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
     from typing_extensions import Self
 
+    from ..events import Event
     from .protocols import Opener
     from .record import ConnectionRecord
 
@@ -222,6 +218,8 @@ class Watch:
         site: CallSite | None,
         after: int,
     ) -> None:
+        from ..events import QueryEvent  # loaded when somebody listens, as the others below
+
         sender, bind, tally, keeps_parameters, may_repeat = origin
         parameters = None
         if keeps_parameters and self._params is not None:
@@ -272,6 +270,8 @@ class Watch:
         began, record.transaction_began = record.transaction_began, None
         if not transaction_ended.receivers:
             return
+        from ..events import TransactionEvent
+
         if result is None and self._cursor is not None:
             result = self._cursor.pgresult
         is_committed = (
@@ -375,6 +375,8 @@ def _parts(query: sql.Composable) -> Iterator[str]:
 
 def note_borrowed(opener: Opener, duration: float) -> None:
     """Tell of a connection that was borrowed after *duration* seconds."""
+    from ..events import ConnectionEvent
+
     origin = origin_of(opener, None)
     event = ConnectionEvent(call_site(), origin.bind, origin.tally, duration)
     _tell_or_keep_back(connection_borrowed, origin.sender, event)
@@ -386,6 +388,8 @@ def take_unsent(record: ConnectionRecord[Any], duration: float) -> list[Unsent]:
     unsent = list(record.unsent)
     record.unsent.clear()
     if connection_returned.receivers:
+        from ..events import ConnectionEvent
+
         origin = origin_of(record.opener, record.bind)
         event = ConnectionEvent(call_site(), origin.bind, origin.tally, duration)
         unsent.append((connection_returned, origin.sender, event))
@@ -396,6 +400,8 @@ def note_exhausted(
     opener: Opener, error: Exception, counters: Mapping[str, int], duration: float
 ) -> None:
     """Tell of a borrower who has waited in vain, and got *error*."""
+    from ..events import PoolEvent
+
     origin = origin_of(opener, None)
     event = PoolEvent(call_site(), origin.bind, origin.tally, str(error), counters, duration)
     _tell_or_keep_back(pool_exhausted, origin.sender, event)
