@@ -46,8 +46,6 @@ from .queries import (
     refuse_options_of_nested,
 )
 from .signals import Origin
-from .streaming import RowStream
-from .unavailable import answer_outages
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
@@ -56,6 +54,7 @@ if TYPE_CHECKING:
     from .aio import BackgroundDatabase
     from .background import Background
     from .connections import AsyncNormalConnection, AsyncPoolConnection, NormalConnection
+    from .streaming import RowStream
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -262,6 +261,8 @@ class BoundDatabase(Queries[Row]):
         stays the context's, and the stream borrows its own. Within a transaction the stream lives
         as long as that.
         """
+        from .streaming import RowStream
+
         held = self._held()
         conn, is_own = held.take_over()
         if is_own:
@@ -404,6 +405,8 @@ class PGMonkey(BoundDatabase[Row]):
         # Flask calls the last one first: whichever was registered before may still query.
         app.teardown_appcontext_funcs.insert(0, app.teardown_appcontext_funcs.pop())
         if with_503:
+            from .unavailable import answer_outages
+
             answer_outages(app)
         if echoes or slow:
             self._apps[app].listeners.append(_log_queries(app, echoes, slow))
