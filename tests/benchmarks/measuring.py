@@ -8,7 +8,7 @@ import platform
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -69,7 +69,8 @@ def processors_apart(server: psycopg.Connection) -> Iterator[bool]:
         yield True
     finally:
         for process in (ours, postmaster, *postmaster.children()):
-            process.cpu_affinity(processors)
+            with suppress(psutil.NoSuchProcess):  # a session that is just ending
+                process.cpu_affinity(processors)
 
 
 def median_difference(samples: Iterable[float], base: Iterable[float]) -> float:
