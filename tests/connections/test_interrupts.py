@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import linecache
+import os
 import random
 import signal
 import sys
@@ -25,6 +26,10 @@ from flask_pgmonkey.connections import PoolConnection
 from .every_type import SyncCase
 
 CONNECTION_TYPES = ("pool",)
+
+
+INTERRUPTIONS = int(os.environ.get("STORM", "50"))
+"""Of a storm of signals: a few here, any number by hand."""
 
 
 class InterruptionError(Exception):
@@ -241,7 +246,7 @@ def test_a_storm_of_signals_leaves_the_pool_whole(
         beside = [case.start(work_beside) for _ in range(3)]
         try:
             deadline = monotonic() + 60
-            while interruptions < 500:
+            while interruptions < INTERRUPTIONS:
                 with suppress(error):
                     be_interrupted()
                 assert monotonic() < deadline
