@@ -6,7 +6,7 @@ import logging
 import sys
 from functools import lru_cache
 from reprlib import Repr
-from typing import TextIO, cast
+from typing import TYPE_CHECKING, TextIO, cast
 
 from .events import QueryEvent
 from .printable import one_line, printable
@@ -107,7 +107,13 @@ def show_somewhere() -> None:
         logger.addHandler(_ToStderr())
 
 
-class _ToStderr(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # which takes no type before Python 3.11
+
+
+class _ToStderr(_StreamHandler):
     """Writes to stderr as long as there is no other handler, coloured on a terminal."""
 
     def __init__(self) -> None:

@@ -28,6 +28,7 @@ from .record import Refusal
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn
+    from typing_extensions import Self
 
     from .record import ConnectionRecord
 
@@ -132,6 +133,16 @@ class Transaction(_OwnTransaction["psycopg.Connection[Any]"], psycopg.Transactio
     def _runner() -> object:
         return threading.current_thread()
 
+    def __enter__(self) -> Self:
+        try:
+            return super().__enter__()
+        except BaseException as error:
+            # Older versions of psycopg leave a block open that could not begin.
+            if self.status == self.Status.ACTIVE and self.pgconn.status == ConnStatus.OK:
+                with self._conn.lock:
+                    self._conn.wait(self._exit_gen(type(error), error, None))
+            raise
+
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -149,6 +160,16 @@ class AsyncTransaction(_OwnTransaction["psycopg.AsyncConnection[Any]"], psycopg.
     @staticmethod
     def _runner() -> object:
         return asyncio.current_task()
+
+    async def __aenter__(self) -> Self:
+        try:
+            return await super().__aenter__()
+        except BaseException as error:
+            # Older versions of psycopg leave a block open that could not begin.
+            if self.status == self.Status.ACTIVE and self.pgconn.status == ConnStatus.OK:
+                async with self._conn.lock:
+                    await self._conn.wait(self._exit_gen(type(error), error, None))
+            raise
 
     async def __aexit__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import sys
 import traceback
 from typing import Any
 
@@ -17,8 +16,6 @@ from flask_pgmonkey.errors import QueryTimeoutError
 from .every_type import AsyncCase, sync_and_async
 
 CONNECTION_TYPES = ALL_TYPES
-
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 shows no notes")
 
 HERE = f"Called at {'/'.join(__file__.split('/')[-3:])}:"
 

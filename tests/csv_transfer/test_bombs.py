@@ -84,7 +84,11 @@ def test_a_first_line_without_an_end(
 
 
 @pytest.mark.usefixtures("notes")
-@pytest.mark.parametrize("line", [b"y,z\n" * (MEBIBYTE // 32), b"\n" * (MEBIBYTE // 8)])
+@pytest.mark.parametrize(
+    "line",  # with ids, because pytest puts them into the environment, where 128 KiB are too many
+    [b"y,z\n" * (MEBIBYTE // 32), b"\n" * (MEBIBYTE // 8)],
+    ids=["rows", "blank lines"],
+)
 def test_a_quote_that_opens_in_the_header(
     database: dict[str, Any], tmp_path: Path, line: bytes
 ) -> None:
@@ -178,7 +182,11 @@ def test_end_markers_are_found_in_lines_of_any_length() -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("text", [b'"' * MEBIBYTE, b'""' * MEBIBYTE, b'",' * MEBIBYTE])
+@pytest.mark.parametrize(
+    "text",
+    [b'"' * MEBIBYTE, b'""' * MEBIBYTE, b'",' * MEBIBYTE],
+    ids=["single", "doubled", "ended"],
+)
 def test_quotes_upon_quotes_are_split_in_linear_time(text: bytes) -> None:
     begin = time.monotonic()
     values = Dialect().values(text)
