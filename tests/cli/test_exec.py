@@ -187,15 +187,11 @@ def test_ctrl_c_reaches_the_program_once(
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(its_end)
-    shown = b""
-    while b"ready" not in shown:
-        shown += os.read(terminal, 1000)
-    os.write(terminal, b"\x03")
-    while b"heard" not in shown:
-        shown += os.read(terminal, 1000)
-    assert b"heard 1" in shown
-    assert process.wait(30) == 0
-    os.close(terminal)
+    with process, open(terminal, "rb", buffering=0) as shown:
+        assert shown.readline() == b"ready\r\n"
+        os.write(terminal, b"\x03")
+        assert shown.readline() == b"^Cheard 1\r\n"
+        assert process.wait(30) == 0
     assert list(secrets.iterdir()) == []
 
 
