@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flask.globals
 import psycopg
@@ -23,12 +23,14 @@ from flask import (
 from flask.ctx import AppContext
 from psycopg.pq import TransactionStatus
 
-from .connections import PoolConnection
 from .connections.liveness import is_connected
 from .connections.server_connection import ServerConnection
 from .connections.watching import telling_later
 from .queries import Transaction
 from .signals import Tally, connection_borrowed, pool_exhausted
+
+if TYPE_CHECKING:
+    from .connections import PoolConnection
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 

@@ -12,7 +12,7 @@ from weakref import ref
 from psycopg.rows import Row
 
 from .config import Config, ConfigSource, read_config
-from .connections import Configure, PoolConnection
+from .connections import Configure
 from .manager import PGConnectionManager
 from .queries import (
     IsolationLevel,
@@ -27,6 +27,7 @@ from .signals import Origin
 if TYPE_CHECKING:
     from psycopg.rows import RowFactory, TupleRow
 
+    from .connections import PoolConnection
     from .connections.server_connection import ServerConnection
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from psycopg.rows import Row
 from .config import Config, ConfigSource, check_config, read_config
 from .config.libpq import is_connection_string
 from .config.values import Setting, nearest_name, seconds, switch
-from .connections import Configure, PoolConnection
+from .connections import Configure
 from .connections.query_timeout import block_with_timeout
 from .connections.server_connection import ServerConnection
 from .connections.watching import Hop, hop_of
@@ -53,7 +53,12 @@ if TYPE_CHECKING:
 
     from .aio import BackgroundDatabase
     from .background import Background
-    from .connections import AsyncNormalConnection, AsyncPoolConnection, NormalConnection
+    from .connections import (
+        AsyncNormalConnection,
+        AsyncPoolConnection,
+        NormalConnection,
+        PoolConnection,
+    )
     from .streaming import RowStream
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")

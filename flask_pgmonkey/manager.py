@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overlo
 
 from . import connections
 from .config import CONNECTION_TYPES, Config, read_config
-from .connections import Configure, PoolConnection, loops
+from .connections import Configure, loops
 from .connections.at_exit import close_at_exit
 from .connections.single_flight import AsyncSingleFlight, SingleFlight
 from .errors import ConfigError
@@ -21,7 +21,12 @@ from .per_process import PerProcess
 from .signals import FindOrigin
 
 if TYPE_CHECKING:
-    from .connections import AsyncNormalConnection, AsyncPoolConnection, NormalConnection
+    from .connections import (
+        AsyncNormalConnection,
+        AsyncPoolConnection,
+        NormalConnection,
+        PoolConnection,
+    )
 
 SyncConnection: TypeAlias = "NormalConnection | PoolConnection"
 AsyncConnection: TypeAlias = "AsyncNormalConnection | AsyncPoolConnection"
@@ -252,7 +257,7 @@ class PGConnectionManager:
         cached = self._caches.here().cached
         pool = cached.get((config.key, "pool"))
         if pool is None:
-            pool = PoolConnection(config, **self._arguments())
+            pool = connections.PoolConnection(config, **self._arguments())
             close_at_exit(pool)
             pool = cached.setdefault((config.key, "pool"), pool)
         return cast("PoolConnection", pool)

@@ -1,6 +1,6 @@
 """The connection objects that the manager returns, one class for each connection type.
 
-Imported when they are asked for: an app that uses pools alone need not load the others.
+Imported when they are asked for: an app loads what it opens, and a command that opens nothing none.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .borrowed import borrowed_connections
-from .pool import PoolConnection
 from .server_connection_base import Configure
 
 if TYPE_CHECKING:
     from .normal import NormalConnection
     from .normal_async import AsyncNormalConnection
+    from .pool import PoolConnection
     from .pool_async import AsyncPoolConnection
 
 __all__ = [
@@ -30,6 +30,7 @@ _MODULES = {
     "AsyncNormalConnection": "normal_async",
     "AsyncPoolConnection": "pool_async",
     "NormalConnection": "normal",
+    "PoolConnection": "pool",
 }
 
 
