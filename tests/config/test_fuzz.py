@@ -36,6 +36,8 @@ from flask_pgmonkey.config.provenance import shown_values
 from flask_pgmonkey.config.values import CONNECTION_KEYS, POOL_KEYS, SECTIONS
 from flask_pgmonkey.csv_transfer import read_import_settings
 
+pytestmark = pytest.mark.any_version
+
 SEED = 20_250_301
 HOW_MANY = 1_000
 SECRET = "hunter2-planted"

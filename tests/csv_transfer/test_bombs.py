@@ -20,6 +20,8 @@ from flask_pgmonkey.csv_transfer.dialect import Dialect, quote_end_markers
 
 from .conftest import Connection
 
+pytestmark = pytest.mark.any_version
+
 WriteFile = Callable[[str | bytes], Path]
 MEBIBYTE = 1 << 20
 

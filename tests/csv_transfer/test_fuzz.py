@@ -19,6 +19,8 @@ from flask_pgmonkey.csv_transfer import import_csv
 
 from .conftest import Connection
 
+pytestmark = pytest.mark.any_version
+
 SEED = 20_261_125
 PIECES = [
     *(b",", b";", b"\t", b"|", b'"', b"'", b'""', b"\n", b"\r\n", b"\r", b"\n\n", b"\\.", b"\\.\n"),

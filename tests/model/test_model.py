@@ -11,6 +11,8 @@ import pytest
 from .driver import run
 from .world import World
 
+pytestmark = pytest.mark.any_version
+
 SECONDS = float(os.environ.get("MODEL_SECONDS", "10"))
 STEPS_SHOWN = 80
 
