@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
@@ -16,7 +16,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, scalar_row, tuple_row
 
-from .connections.cursor import is_stale_plan
+from .connections.cursor import Cursor, is_stale_plan
 from .mistakes import (
     explain_missing_names,
     explain_parameters,
@@ -26,10 +26,11 @@ from .mistakes import (
 from .rows import instead_of, require_one_row, row_into, rows_into, value_into
 
 if TYPE_CHECKING:
-    from psycopg.abc import Params, Query
+    from psycopg.abc import Params, Query, QueryNoTemplate
     from psycopg.rows import RowFactory
 
     from .connections.server_connection import ServerConnection
+    from .plans import Plan
 
 T = TypeVar("T")
 IsolationLevel: TypeAlias = psycopg.IsolationLevel
@@ -273,6 +274,21 @@ class Queries(ABC, Generic[Row]):
         finally:
             self._end_use(conn)
 
+    def explain(self, query: Query, params: Params | None = None, *, analyze: bool = False) -> Plan:
+        """How PostgreSQL would run a query: its plan, whose ``str()`` is a text.
+
+        :param analyze: run it too, to measure what it does. That happens in a transaction that is
+            rolled back, in a savepoint where one is open; what transactions do not undo, such as
+            the next value of a sequence, stays done.
+        :raises psycopg.errors.SyntaxError: for a statement that has no plan, and for several.
+        """
+        conn = self._begin_use()
+        try:
+            with conn.transaction(force_rollback=True) if analyze else nullcontext():
+                return _explain(conn, query, params, analyze)
+        finally:
+            self._end_use(conn)
+
 
 explain_missing_names(Queries)
 
@@ -397,3 +413,25 @@ def _execute_many(conn: ServerConnection, query: Query, params_list: list[Params
                 explain_parameters(params)
             raise
         return max(0, cursor.rowcount)
+
+
+def _explain(conn: ServerConnection, query: Query, params: Params | None, analyze: bool) -> Plan:
+    from .plans import explaining, note_refusal, read_plan  # few explain
+
+    query = explaining(query, analyze)
+    cursor = conn.cursor(row_factory=tuple_row)
+    if isinstance(cursor, psycopg.ClientCursor):
+        # It would send several statements as one query, and EXPLAIN stands before the first alone.
+        query, params = cast("Query", cursor.mogrify(cast("QueryNoTemplate", query), params)), None
+        cursor = Cursor(conn, row_factory=tuple_row)
+    try:
+        # Nor does psycopg send several in the protocol for binary results.
+        cursor.execute(cast("QueryNoTemplate", query), params, prepare=False, binary=True)
+    except psycopg.errors.SyntaxError as error:
+        note_refusal(error)
+        raise
+    except TypeError:
+        explain_parameters(params)
+        raise
+    cursor.fetchone()
+    return read_plan(cursor.pgresult)

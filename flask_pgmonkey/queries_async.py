@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -12,7 +12,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, scalar_row, tuple_row
 
-from .connections.cursor import is_stale_plan
+from .connections.cursor import AsyncCursor, is_stale_plan
 from .mistakes import (
     explain_missing_names,
     explain_parameters,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
 
     from .connections.server_connection_async import AsyncServerConnection
+    from .plans import Plan
 
 T = TypeVar("T")
 
@@ -265,6 +266,23 @@ class AsyncQueries(ABC, Generic[Row]):
 
         return await self._run(run)
 
+    async def explain(
+        self, query: Query, params: Params | None = None, *, analyze: bool = False
+    ) -> Plan:
+        """How PostgreSQL would run a query: its plan, whose ``str()`` is a text.
+
+        :param analyze: run it too, to measure what it does. That happens in a transaction that is
+            rolled back, in a savepoint where one is open; what transactions do not undo, such as
+            the next value of a sequence, stays done.
+        :raises psycopg.errors.SyntaxError: for a statement that has no plan, and for several.
+        """
+
+        async def explain(conn: AsyncServerConnection) -> Plan:
+            async with conn.transaction(force_rollback=True) if analyze else nullcontext():
+                return await _explain(conn, query, params, analyze)
+
+        return await self._run(explain)
+
 
 explain_missing_names(AsyncQueries)
 
@@ -378,3 +396,27 @@ async def _execute_many(
                 explain_parameters(params)
             raise
         return max(0, cursor.rowcount)
+
+
+async def _explain(
+    conn: AsyncServerConnection, query: Query, params: Params | None, analyze: bool
+) -> Plan:
+    from .plans import explaining, note_refusal, read_plan  # few explain
+
+    query = explaining(query, analyze)
+    cursor = conn.cursor(row_factory=tuple_row)
+    if isinstance(cursor, psycopg.AsyncClientCursor):
+        # It would send several statements as one query, and EXPLAIN stands before the first alone.
+        query, params = cast("Query", cursor.mogrify(cast("QueryNoTemplate", query), params)), None
+        cursor = AsyncCursor(conn, row_factory=tuple_row)
+    try:
+        # Nor does psycopg send several in the protocol for binary results.
+        await cursor.execute(cast("QueryNoTemplate", query), params, prepare=False, binary=True)
+    except psycopg.errors.SyntaxError as error:
+        note_refusal(error)
+        raise
+    except TypeError:
+        explain_parameters(params)
+        raise
+    await cursor.fetchone()
+    return read_plan(cursor.pgresult)

@@ -42,6 +42,11 @@ PROGRAMS = {
         "How many: 3 ['Ada', 'Anita', 'Grace']",
         "Without into: {'name': 'Ada'}",
     ],
+    "explaining": [
+        "Seq Scan on visits dropped 9998 rows by (page = '7'::smallint)",
+        "With an index: Aggregate > Index Only Scan",
+        "Its cost is less: True",
+    ],
     "script_database": ["Inside the transaction: [('ADA',), ('GRACE',)]", "Users: 2"],
 }
 APPS = {

@@ -20,6 +20,7 @@ from flask_pgmonkey.connections import (
     NormalConnection,
     PoolConnection,
 )
+from flask_pgmonkey.plans import Plan
 from flask_pgmonkey.streaming import RowStream
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ for streamed in users.stream(Q):
     assert_type(streamed, User)
 with users.transaction() as tx:
     assert_type(tx.fetch_one(Q), "User | None")
+    assert_type(tx.explain(Q), Plan)
     with tx.transaction() as nested:
         assert_type(nested.fetch_exactly_one(Q), User)
 
@@ -82,6 +84,7 @@ async def in_async_code() -> None:
     assert_type(await tuples.aio.fetch_all(Q, into=User), list[User])
     assert_type(await tuples.aio.fetch_value(Q, into=int), "int | None")
     assert_type(await tuples.aio.fetch_exactly_one(Q, row_factory=class_row(User)), User)
+    assert_type(await tuples.aio.explain(Q, analyze=True), Plan)
     async with users.aio.transaction() as tx:
         assert_type(await tx.fetch_one(Q), "User | None")
         async with tx.transaction() as nested:
