@@ -15,6 +15,7 @@ import flask
 import pytest
 import yaml
 
+from .fake_server import Act, FakeServer
 from .proxy import Proxy
 from .servers import PrivateServer, Server, choose_server
 from .suite import OwnSuite, Suite
@@ -139,6 +140,13 @@ def proxy() -> Iterator[Callable[[str, int], Proxy]]:
     """Makes proxies to a host and port; they close when the test ends."""
     with ExitStack() as proxies:
         yield lambda host, port: proxies.enter_context(closing(Proxy(host, port)))
+
+
+@pytest.fixture
+def start_fake() -> Iterator[Callable[[Act], FakeServer]]:
+    """Starts fake servers; they close when the test ends."""
+    with ExitStack() as servers:
+        yield lambda act: servers.enter_context(closing(FakeServer(act)))
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ Act: TypeAlias = "Callable[[Client], None]"
 class Client:
     """Somebody who has sent a startup message; who asks for TLS before is denied it.
 
-    :ivar passwords: what was sent in clear when the server asked for it.
+    :ivar passwords: what was sent when the server asked for a password or its hash.
     """
 
     def __init__(self, connection: socket.socket, passwords: list[str]) -> None:
@@ -52,6 +52,10 @@ class Client:
             self.send(b"S", b"%b\0%b\0" % (name, value))
         self.send(b"Z", b"I")
 
+    def refuse(self) -> None:
+        self.send(b"E", b"SFATAL\0C28P01\0Mwrong password\0\0")
+        self.wait_for_its_end()
+
     def wait_for_its_end(self) -> None:
         while self._file.read(4096):
             pass
@@ -67,9 +71,17 @@ def demand_scram_rounds(client: Client) -> None:
 
 
 def demand_clear_password(client: Client) -> None:
-    """Ask for the password in clear, and say no more."""
+    """Ask for the password in clear, and refuse it."""
     client.authenticate(3)
     client.passwords.append(client.receive().rstrip(b"\0").decode())
+    client.refuse()
+
+
+def demand_hashed_password(client: Client) -> None:
+    """Ask for the password's MD5 hash, which tells as much as the password."""
+    client.authenticate(5, b"salt")
+    client.passwords.append(client.receive().rstrip(b"\0").decode())
+    client.refuse()
 
 
 def fall_silent(client: Client) -> None:
@@ -81,7 +93,7 @@ def fall_silent(client: Client) -> None:
 class FakeServer:
     """Does *act* with each who connects to ``host``:``port``, until it is closed.
 
-    :ivar passwords: what clients sent in clear.
+    :ivar passwords: what clients sent when asked for a password or its hash.
     :ivar count: how many have come.
     """
 

@@ -20,6 +20,7 @@ import yaml
 from flask_pgmonkey.cli.try_connections import HEADERS
 from flask_pgmonkey.config import CONNECTION_TYPES
 
+from ..fake_server import Act, FakeServer, demand_clear_password
 from ..proxy import Proxy
 from ..servers import PrivateServer
 from ..suite import Suite
@@ -584,3 +585,21 @@ def test_a_timeout_that_is_no_time_is_wrong_usage(run: Run, seconds: str) -> Non
     assert (shown.exit_code, shown.stdout) == (2, "")
     assert "--timeout" in shown.stderr
     assert shown.stderr.count("\n") == 1
+
+
+def test_a_server_that_wants_the_password_in_clear_is_one_line_for_each_type(
+    run: Run, start_fake: Callable[[Act], FakeServer], tmp_path: Path
+) -> None:
+    server = start_fake(demand_clear_password)
+    settings = {"host": server.host, "port": server.port, "user": "app", "password": "planted"}
+    config = write(tmp_path, {**settings, "require_auth": "scram-sha-256"})
+
+    shown = run("test", "--config", config)
+
+    assert (shown.exit_code, server.passwords) == (1, [])
+    errors = [line for line in shown.stdout.splitlines() if ": " in line]
+    assert len(errors) == len(CONNECTION_TYPES)
+    for type_, line in zip(CONNECTION_TYPES, errors, strict=True):
+        assert line.startswith(f"{config} {type_}: ")
+        assert "server requested a cleartext password" in line
+    assert "planted" not in shown.output

@@ -1,9 +1,9 @@
-"""A server that holds libpq, or falls silent after the login, holds nobody else."""
+"""A hostile server holds nobody, and gets no password in clear where the config forbids that."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from textwrap import dedent
 from time import monotonic
 from typing import Any
@@ -14,7 +14,14 @@ import pytest
 from flask_pgmonkey import PGConnectionManager
 from flask_pgmonkey.config import CONNECTION_TYPES, read_config
 
-from ..fake_server import Act, FakeServer, demand_scram_rounds, fall_silent
+from ..fake_server import (
+    Act,
+    FakeServer,
+    demand_clear_password,
+    demand_hashed_password,
+    demand_scram_rounds,
+    fall_silent,
+)
 from ..programs import run_program
 from ..servers import PASSWORD
 
@@ -46,20 +53,8 @@ def attempt(type_):
 """
 
 
-@pytest.fixture
-def start_fake() -> Iterator[StartFake]:
-    started: list[FakeServer] = []
-
-    def start(act: Act) -> FakeServer:
-        started.append(FakeServer(act))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
-
-
 def config_for(server: FakeServer, **sections: Any) -> dict[str, Any]:
+    settings = sections.pop("connection_settings", {})
     return {
         "connection_settings": {
             "host": server.host,
@@ -68,6 +63,7 @@ def config_for(server: FakeServer, **sections: Any) -> dict[str, Any]:
             "password": PASSWORD,
             "dbname": "shop",
             "connect_timeout": 2,
+            **settings,
         },
         **sections,
     }
@@ -187,3 +183,38 @@ def test_a_server_that_falls_silent_after_the_login_is_left_in_time(
         asyncio.run(connect())
 
     assert monotonic() - began_at < PATIENCE / 2
+
+
+SAFE = {"require_auth": "scram-sha-256"}
+SUGGESTED = {**SAFE, "sslmode": "verify-full", "sslrootcert": "system"}  # by create-config
+ACTS = [demand_clear_password, demand_hashed_password, fall_silent]  # which lets in without one
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("settings", [SAFE, SUGGESTED])
+@pytest.mark.parametrize("type_", CONNECTION_TYPES)
+def test_no_server_gets_a_password_that_scram_does_not_protect(
+    start_fake: StartFake, type_: str, settings: dict[str, str], act: Act
+) -> None:
+    server = start_fake(act)
+    config = read_config(config_for(server, connection_settings=settings))
+
+    async def connect() -> None:
+        connecting = PGConnectionManager().connection_for(config, type_)
+        if type_.startswith("async"):
+            await connecting
+
+    with pytest.raises(psycopg.OperationalError, match=r'"scram-sha-256" failed|SSL') as caught:
+        asyncio.run(connect())
+
+    assert server.passwords == []
+    assert server.count == 1, "it was tried again"
+    assert "\n" not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_the_fake_server_gets_a_password_where_nothing_forbids_it(start_fake: StartFake) -> None:
+    server = start_fake(demand_clear_password)
+    with pytest.raises(psycopg.OperationalError, match="wrong password"):
+        PGConnectionManager().connection_for(read_config(config_for(server)), "normal")
+    assert server.passwords == [PASSWORD]
