@@ -334,7 +334,8 @@ class HeldConnection:
                 self.open_transactions.remove(opened)
                 opened.block.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
             if by_hand and not conn.closed:
-                conn.rollback()
+                with conn.bounded_as_release():
+                    conn.rollback()
         except psycopg.Error as error:
             logger.warning("Closing a connection to %s: %s", target, error)
             conn.close()

@@ -15,6 +15,8 @@ MOST_ROUNDS = 2**31 - 1
 
 _SSL_REQUEST, _GSS_REQUEST = 80877103, 80877104
 
+_NOTICE = b"N\0\0\0\x17SNOTICE\0C00000\0Mx\0\0"
+
 Act: TypeAlias = "Callable[[Client], None]"
 
 
@@ -56,6 +58,10 @@ class Client:
         self.send(b"E", b"SFATAL\0C28P01\0Mwrong password\0\0")
         self.wait_for_its_end()
 
+    def send_notices(self) -> None:
+        while True:
+            self._connection.sendall(_NOTICE * 1000)
+
     def wait_for_its_end(self) -> None:
         while self._file.read(4096):
             pass
@@ -88,6 +94,19 @@ def fall_silent(client: Client) -> None:
     """Let in, and answer nothing from then on."""
     client.let_in()
     client.wait_for_its_end()
+
+
+def flood(client: Client) -> None:
+    """Let in, and send notices without end."""
+    client.let_in()
+    client.send_notices()
+
+
+def flood_ping(client: Client) -> None:
+    """Let in, and send notices without end as soon as something is asked."""
+    client.let_in()
+    client.receive()
+    client.send_notices()
 
 
 class FakeServer:

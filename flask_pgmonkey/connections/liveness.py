@@ -65,10 +65,14 @@ def is_connected(conn: Recorded) -> bool:
     record = conn.record
     if record.login_expiry is not None and time() >= record.login_expiry:
         return False
+    give_up_at = 0.0
     try:
         while record.poll_socket(0):
             pgconn.consume_input()
             pgconn.is_busy()  # parses what came, so that the notice handlers hear of it
+            give_up_at = give_up_at or monotonic() + PING_TIMEOUT
+            if monotonic() > give_up_at:  # a server that never stops
+                return False
     except psycopg.OperationalError:
         return False
     return record.shutdown_sqlstate is None
@@ -83,7 +87,8 @@ def ping(pgconn: PGconn, timeout: float = PING_TIMEOUT) -> Pulse:
         with selectors.DefaultSelector() as selector:
             selector.register(pgconn.socket, selectors.EVENT_READ)
             while not _has_answered(pgconn):
-                if not selector.select(max(0.0, deadline - monotonic())):
+                left = deadline - monotonic()
+                if left < 0 or not selector.select(left):
                     return Pulse.SILENT
                 pgconn.consume_input()
     except psycopg.OperationalError:
@@ -98,7 +103,8 @@ async def ping_async(pgconn: PGconn, timeout: float = PING_TIMEOUT) -> Pulse:
         if not _send_ping(pgconn):
             return Pulse.DEAD
         while not _has_answered(pgconn):
-            if not await _wait_readable(pgconn.socket, max(0.0, deadline - monotonic())):
+            left = deadline - monotonic()
+            if left < 0 or not await _wait_readable(pgconn.socket, left):
                 return Pulse.SILENT
             pgconn.consume_input()
     except psycopg.OperationalError:

@@ -79,7 +79,8 @@ class _Step:
                 if (yield reading_end, Wait.R) or self.is_done:
                     continue
                 self._hold(conninfo)
-                if monotonic() > give_up_at():
+                # One that has just begun is not why: it is psycopg's to say that time is up.
+                if monotonic() > max(give_up_at(), self.began_at + WAKE_UP_EVERY):
                     raise ConnectionTimeout(f"{_who_holds(conninfo, self)}. {_REMEDY}")
         finally:
             os.close(reading_end)

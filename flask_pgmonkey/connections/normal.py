@@ -328,7 +328,8 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
             return
         try:
             if not conn.closed:
-                conn.rollback()
+                with conn.bounded_as_release():
+                    conn.rollback()
         except psycopg.Error as error:
             logger.warning("Closing the connection to %s: %s", self.config.target, error)
             conn.close()

@@ -368,7 +368,8 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
             return
         try:
             if not conn.closed:
-                await conn.rollback()
+                with conn.bounded_as_release():
+                    await conn.rollback()
         except psycopg.Error as error:
             logger.warning("Closing the connection to %s: %s", self.config.target, error)
             await conn.close()

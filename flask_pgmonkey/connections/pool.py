@@ -283,7 +283,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         if conn.lock.locked():  # by a notifies() that goes on, or was interrupted
             return False
         if pgconn.transaction_status in _IN_TRANSACTION:
-            conn.rollback()
+            with conn.bounded_as_release():
+                conn.rollback()
         if pgconn.transaction_status != TransactionStatus.IDLE or pgconn.pipeline_status:
             return False
         if attributes_of(conn) != record.attributes:

@@ -310,7 +310,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         if conn.lock.locked():  # by a notifies() that goes on, or was interrupted
             return False
         if pgconn.transaction_status in _IN_TRANSACTION:
-            await conn.rollback()
+            with conn.bounded_as_release():
+                await conn.rollback()
         if pgconn.transaction_status != TransactionStatus.IDLE or pgconn.pipeline_status:
             return False
         if attributes_of(conn) != record.attributes:

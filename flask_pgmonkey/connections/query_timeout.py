@@ -20,6 +20,9 @@ from .connect_errors import seconds
 
 T = TypeVar("T")
 
+LONGEST_RELEASE = 2.0
+"""Seconds a server has for each answer while a connection is made ready for the next borrower."""
+
 LONGEST_SILENCE = 1.0
 """Seconds a server has to answer when it is asked to cancel a query."""
 
@@ -66,16 +69,17 @@ def until(deadline: float, gen: Generator[waiting.Wait, int, T]) -> Generator[wa
 class QueryLimit:
     """The bound of one query, and its errors.
 
-    :param of_config: ``query_timeout``, in seconds; 0 is none.
+    :param of_connection: in seconds; 0 is none.
     :param of_block: the same of ``db.timeout()``. One of them is not 0.
+    :param name: what sets that of the connection.
     """
 
     __slots__ = ("_name", "timeout")
 
-    def __init__(self, of_config: float, of_block: float) -> None:
-        is_of_config = not of_block or 0 < of_config <= of_block
-        self.timeout: float = of_config if is_of_config else of_block
-        self._name = "query_timeout" if is_of_config else "db.timeout()"
+    def __init__(self, of_connection: float, of_block: float, name: str) -> None:
+        is_of_connection = not of_block or 0 < of_connection <= of_block
+        self.timeout: float = of_connection if is_of_connection else of_block
+        self._name = name if is_of_connection else "db.timeout()"
 
     def canceled(self, error: QueryCanceled | None) -> QueryTimeoutError:
         """The error for a query that the server has cancelled, as *error* says."""

@@ -41,7 +41,6 @@ from .server_connection_base import (
     BaseServerConnection,
     Configure,
     clearing_statements,
-    connect_timeout,
     forget_what_was_heard,
     is_refusal,
     parent_process_has_it,
@@ -88,7 +87,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             return psycopg.Connection.wait(self, gen, *args, **kwargs)
         try:
             if self.query_timeout or timeout_of_block.get():
-                limit = QueryLimit(self.query_timeout, timeout_of_block.get())
+                limit = QueryLimit(self.query_timeout, timeout_of_block.get(), self.bounded_by)
                 return self._wait_within(limit, gen)
             return waiting.wait(gen, self.pgconn.socket, WAKE_UP_EVERY)
         except INTERRUPTS:
@@ -269,8 +268,8 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             conn.record = ConnectionRecord(conn, opener, configure)
             conn.record.login_expiry = login.expiry if login is not None else None
             if settings := config.sync_settings:
-                conn.query_timeout = connect_timeout(conn)
-                conn._apply(config, settings)
+                with conn.bounded_as_opening():
+                    conn._apply(config, settings)
             conn.query_timeout = config.pool.query_timeout
             conn._make_ready()
         except BaseException:
@@ -281,7 +280,8 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
     def _make_ready(self) -> None:
         configure = self.record.configure
         if configure:
-            configuring.run(configure, self)
+            with self.bounded_as_opening():
+                configuring.run(configure, self)
         self.record.note_ready(self)
 
     @classmethod
@@ -353,11 +353,12 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         self.autocommit = True
         if record.has_prepared:
             record.forget_prepared(self)
-        with self.pipeline():
-            for statement in clearing_statements(record):
-                self.execute(statement, prepare=False)
-            if settings:
-                self.execute(*set_all(settings), prepare=False)
+        with self.bounded_as_release():
+            with self.pipeline():
+                for statement in clearing_statements(record):
+                    self.execute(statement, prepare=False)
+                if settings:
+                    self.execute(*set_all(settings), prepare=False)
         forget_what_was_heard(self)
         record.has_prepared = False
         if record.configure:
@@ -379,5 +380,6 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             return False
         self.autocommit = True
         cursor = self.cursor(row_factory=tuple_row)
-        row = cursor.execute(REFUSES_WRITES, prepare=False).fetchone()
+        with self.bounded_as_release():
+            row = cursor.execute(REFUSES_WRITES, prepare=False).fetchone()
         return bool(row and row[0])

@@ -43,7 +43,6 @@ from .server_connection_base import (
     BaseServerConnection,
     Configure,
     clearing_statements,
-    connect_timeout,
     forget_what_was_heard,
     is_refusal,
     parent_process_has_it,
@@ -90,7 +89,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
         try:
             if self.query_timeout or timeout_of_block.get():
-                limit = QueryLimit(self.query_timeout, timeout_of_block.get())
+                limit = QueryLimit(self.query_timeout, timeout_of_block.get(), self.bounded_by)
                 return await self._wait_within(limit, gen)
             return await waiting.wait_async(gen, self.pgconn.socket, WAKE_UP_EVERY)
         except INTERRUPTS:
@@ -258,8 +257,8 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             conn.record = ConnectionRecord(conn, opener, configure)
             conn.record.login_expiry = login.expiry if login is not None else None
             if settings := config.async_settings:
-                conn.query_timeout = connect_timeout(conn)
-                await conn._apply(config, settings)
+                with conn.bounded_as_opening():
+                    await conn._apply(config, settings)
             conn.query_timeout = config.async_pool.query_timeout
             await conn._make_ready()
         except BaseException:
@@ -270,7 +269,8 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
     async def _make_ready(self) -> None:
         configure = self.record.configure
         if configure:
-            await configuring.run_async(configure, self)
+            with self.bounded_as_opening():
+                await configuring.run_async(configure, self)
         self.record.note_ready(self)
 
     @classmethod
@@ -341,11 +341,12 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         await self.set_autocommit(True)
         if record.has_prepared:
             record.forget_prepared(self)
-        async with self.pipeline():
-            for statement in clearing_statements(record):
-                await self.execute(statement, prepare=False)
-            if settings:
-                await self.execute(*set_all(settings), prepare=False)
+        with self.bounded_as_release():
+            async with self.pipeline():
+                for statement in clearing_statements(record):
+                    await self.execute(statement, prepare=False)
+                if settings:
+                    await self.execute(*set_all(settings), prepare=False)
         forget_what_was_heard(self)
         record.has_prepared = False
         if record.configure:
@@ -364,5 +365,6 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             return False
         await self.set_autocommit(True)
         cursor = self.cursor(row_factory=tuple_row)
-        row = await (await cursor.execute(REFUSES_WRITES, prepare=False)).fetchone()
+        with self.bounded_as_release():
+            row = await (await cursor.execute(REFUSES_WRITES, prepare=False)).fetchone()
         return bool(row and row[0])

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
+from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
@@ -32,6 +33,7 @@ from .cursor import MarkingCursor
 from .liveness import is_connected
 from .login_steps import connect_in_steps
 from .query_notes import noted_command
+from .query_timeout import LONGEST_RELEASE
 from .transaction import error_of_failed, has_failed
 from .watching import watched_command
 
@@ -90,9 +92,11 @@ class BaseServerConnection(BaseConnection[Any]):
     :ivar owner_pid: the process that opened it.
     :ivar registered: an entry for each adapter or type that was registered since it was ready.
     :ivar query_timeout: seconds that a query may run; 0 is no limit.
+    :ivar bounded_by: what says so, for the error.
     """
 
     query_timeout: float = 0.0
+    bounded_by: str = "query_timeout"
     record: ConnectionRecord[Any]
     owner_pid: int = 0  # until it is made
     _adapters: AdaptersMap | None
@@ -154,6 +158,25 @@ class BaseServerConnection(BaseConnection[Any]):
         """To be called before it closes."""
         if self.pgconn.transaction_status in _UNFINISHED and not self.is_inherited:
             self.record.closed_in_transaction = True
+
+    @contextmanager
+    def bounded(self, timeout: float, by: str) -> Iterator[None]:
+        """A block in which each query may run for *timeout* seconds, as *by* says."""
+        outer = self.query_timeout, self.bounded_by
+        self.query_timeout, self.bounded_by = timeout, by
+        try:
+            yield
+        finally:
+            self.query_timeout, self.bounded_by = outer
+
+    def bounded_as_opening(self) -> AbstractContextManager[None]:
+        """A block in which each query may take as long as connecting may."""
+        timeout = timeout_from_conninfo({**self.info.get_parameters()})
+        return self.bounded(timeout, "connect_timeout")
+
+    def bounded_as_release(self) -> AbstractContextManager[None]:
+        """A block whose queries keep whoever gives the connection back for a short time only."""
+        return self.bounded(min(self.query_timeout or inf, LONGEST_RELEASE), "giving it back")
 
     @property
     def wants_commit(self) -> bool:
@@ -235,11 +258,6 @@ def refuse(config: Config, section: str, name: str, error: psycopg.Error) -> NoR
             # tools that collect errors follow the context too.
             quiet.__context__ = None
     raise ConfigError(f"{refusal}: {error}") from error
-
-
-def connect_timeout(conn: AnyConnection) -> float:
-    """Seconds that opening a connection like *conn* may take."""
-    return timeout_from_conninfo({**conn.info.get_parameters()})
 
 
 def unanswered(config: Config, section: str, timeout: float) -> ConnectionTimeout:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
 from time import monotonic
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from flask_pgmonkey import PGConnectionManager
 from flask_pgmonkey.config import CONNECTION_TYPES, read_config
+from flask_pgmonkey.errors import ServerSilentError
 
 from ..fake_server import (
     Act,
@@ -21,6 +23,8 @@ from ..fake_server import (
     demand_hashed_password,
     demand_scram_rounds,
     fall_silent,
+    flood,
+    flood_ping,
 )
 from ..programs import run_program
 from ..servers import PASSWORD
@@ -183,6 +187,57 @@ def test_a_server_that_falls_silent_after_the_login_is_left_in_time(
         asyncio.run(connect())
 
     assert monotonic() - began_at < PATIENCE / 2
+
+
+def test_a_server_that_falls_silent_in_configure_is_left_in_time(start_fake: StartFake) -> None:
+    server = start_fake(fall_silent)
+    config = read_config(config_for(server))
+
+    def configure(conn: Any) -> Any:
+        return conn.execute("SELECT 1")
+
+    async def connect_async(type_: str) -> None:
+        await PGConnectionManager(configure=configure).connection_for(config, type_)
+
+    def connect(type_: str) -> None:
+        if type_.startswith("async"):
+            asyncio.run(connect_async(type_))
+        else:
+            PGConnectionManager(configure=configure).connection_for(config, type_)
+
+    began_at = monotonic()
+    with ThreadPoolExecutor() as threads:
+        attempts = [threads.submit(connect, type_) for type_ in CONNECTION_TYPES]
+        for attempt in attempts:
+            with pytest.raises(ServerSilentError, match=r"than connect_timeout allows \(2\.00 s\)"):
+                attempt.result()
+    assert monotonic() - began_at < PATIENCE / 2
+
+
+@pytest.mark.parametrize("act", [flood, flood_ping])
+@pytest.mark.parametrize("type_", ["pool", "async_pool"])
+def test_a_server_that_never_stops_to_talk_is_left_in_time(
+    start_fake: StartFake, type_: str, act: Act
+) -> None:
+    pool = {"check_on_checkout": True, "timeout": 0.6}
+    server = start_fake(act)
+    config = read_config(config_for(server, pool_settings=pool, async_pool_settings=pool))
+    manager = PGConnectionManager()
+
+    def borrow() -> None:
+        with manager.connection_for(config, type_):
+            pass
+
+    async def borrow_async() -> None:
+        async with await manager.connection_for(config, type_):
+            pass
+
+    began_at = monotonic()
+    with pytest.raises(psycopg.OperationalError, match="could be had within"):
+        asyncio.run(borrow_async()) if type_ == "async_pool" else borrow()
+    manager.clear_cache()
+    assert monotonic() - began_at < PATIENCE / 2
+    assert server.count > 1, "it gave up without another connection"
 
 
 SAFE = {"require_auth": "scram-sha-256"}

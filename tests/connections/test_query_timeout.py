@@ -13,10 +13,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.errors import QueryCanceled
+from psycopg.errors import QueryCanceled, ReadOnlySqlTransaction
 
 from flask_pgmonkey import AsyncDatabase, Database
 from flask_pgmonkey.config import CONNECTION_TYPES
+from flask_pgmonkey.connections import (
+    server_connection,
+    server_connection_async,
+    server_connection_base,
+)
 from flask_pgmonkey.errors import QueryTimeoutError, ServerSilentError
 
 from ..proxy import Proxy
@@ -244,6 +249,36 @@ async def test_a_network_that_goes_silent_is_an_error_soon_after(
     async with connection as conn:
         assert await fragile.value(conn, "SELECT 1") == 1
     fragile.terminate()
+
+
+# What is ours to ask does not wait for ever, though queries may
+
+
+@pytest.mark.parametrize("left", ["a transaction", "state", "a refused write"])
+@sync_and_async
+async def test_giving_back_does_not_wait_for_a_stopped_server(
+    fragile: AsyncCase, private_server: PrivateServer, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_connection_base, "LONGEST_RELEASE", 0.1)
+    for module in (server_connection, server_connection_async):
+        monkeypatch.setattr(module, "LONGEST_SILENCE", 0.1)
+    writable = {"autocommit": True, "target_session_attrs": "read-write"}
+    pool = {"reset_on_return": left != "a refused write"}
+    connection = await fragile.open(writable, pool)
+    with within(10), pytest.raises(ZeroDivisionError):
+        async with connection as conn:
+            await conn.execute("SET default_transaction_read_only = on")
+            if left == "a refused write":
+                with pytest.raises(ReadOnlySqlTransaction):
+                    await conn.execute("CREATE TABLE t (t text)")
+            elif left == "a transaction":
+                await conn.execute("BEGIN")
+            private_server.pause()
+            raise ZeroDivisionError
+    assert conn.closed
+    private_server.resume()
+    fragile.terminate()  # nobody has told the backend
+    await connection.test_connection()
 
 
 # Who is interrupted waits no longer either, with and without a bound
