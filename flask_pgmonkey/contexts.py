@@ -27,7 +27,7 @@ from .connections.liveness import is_connected
 from .connections.server_connection import ServerConnection
 from .connections.watching import telling_later
 from .queries import Transaction
-from .signals import Tally, connection_borrowed, pool_exhausted
+from .signals import Tally, connection_borrowed, connection_opened, pool_exhausted
 
 if TYPE_CHECKING:
     from .connections import PoolConnection
@@ -118,7 +118,11 @@ class HeldConnection:
             conn = self.conn
             if conn is not None and (self.open_transactions or _can_take_a_query(conn)):
                 return conn
-            if connection_borrowed.receivers or pool_exhausted.receivers:
+            if (
+                connection_borrowed.receivers
+                or connection_opened.receivers
+                or pool_exhausted.receivers
+            ):
                 with telling_later(self._bind):  # when the lock is free
                     return self._borrow()
             return self._borrow()

@@ -78,11 +78,15 @@ class TransactionEvent(Event):
 
 @dataclass(eq=False, slots=True)
 class ConnectionEvent(Event):
-    """A connection that has left its pool, or has come back.
+    """A connection that a pool has opened, or that has left its pool, or has come back.
 
-    :ivar duration: seconds that the borrower waited for it, or had it.
+    :ivar pool: the name of the pool: that of its database, ``default (async)`` for the one of
+        ``db.aio``. Of binds with the same config, which share a pool, that of the first; outside
+        Flask, host, port and database.
+    :ivar duration: seconds that it took to open, that the borrower waited for it, or had it.
     """
 
+    pool: str
     duration: float
 
 

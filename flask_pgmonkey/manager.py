@@ -284,6 +284,20 @@ class PGConnectionManager:
         pool: Any = self._caches.here().on_loops.get(key)
         return cast("AsyncPoolConnection | None", pool)
 
+    def pools(self) -> list[PoolConnection | AsyncPoolConnection]:
+        """The objects of types ``pool`` and ``async_pool`` that this process has in the cache, of
+        every loop."""
+        cache = self._caches.here()
+        kept: list[Any] = [
+            *(each for (_, type_), each in list(cache.cached.items()) if type_ == "pool"),
+            *(
+                each
+                for (_, type_, loop), each in list(cache.on_loops.items())
+                if type_ == "async_pool" and not loops.is_over(loop)
+            ),
+        ]
+        return kept
+
     def _get(self, config: Config, connection_type: str, force_reload: bool) -> SyncConnection:
         cache = self._caches[os.getpid()]
         key = config.key, connection_type

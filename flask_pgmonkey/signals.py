@@ -22,6 +22,9 @@ query_executed: NamedSignal = _signals.signal("pgmonkey-query-executed")
 transaction_ended: NamedSignal = _signals.signal("pgmonkey-transaction-ended")
 """A transaction was committed or rolled back: :class:`~flask_pgmonkey.events.TransactionEvent`."""
 
+connection_opened: NamedSignal = _signals.signal("pgmonkey-connection-opened")
+"""A pool has a new connection: :class:`~flask_pgmonkey.events.ConnectionEvent`."""
+
 connection_borrowed: NamedSignal = _signals.signal("pgmonkey-connection-borrowed")
 """A connection has left its pool: :class:`~flask_pgmonkey.events.ConnectionEvent`."""
 

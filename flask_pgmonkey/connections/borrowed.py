@@ -8,7 +8,7 @@ import os
 import traceback
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet, ref
 
 from psycopg_pool import PoolTimeout, TooManyRequests
@@ -32,6 +32,25 @@ _FILES_OF_NO_INTEREST = (os.path.dirname(os.path.dirname(__file__)), contextlib.
 _all: WeakSet[BorrowedConnections] = WeakSet()
 
 
+class PoolMeasures(NamedTuple):
+    """How a pool stands in one process.
+
+    :ivar idle: connections that wait to be borrowed.
+    :ivar used: those that are borrowed.
+    :ivar pending: borrowers that wait for one.
+    :ivar timeouts: how many borrowers have waited in vain so far.
+    :ivar min_size: how many connections it keeps open.
+    :ivar max_size: how many it opens at most.
+    """
+
+    idle: int
+    used: int
+    pending: int
+    timeouts: int
+    min_size: int
+    max_size: int
+
+
 def borrowed_connections() -> list[str]:
     """A line for each pooled connection of this process that is borrowed right now."""
     return [line for borrowed in list(_all) for line in borrowed.describe()]
@@ -49,10 +68,12 @@ class BorrowedConnections:
     ) -> None:
         self._target = target
         self._usual_timeout = settings.timeout
+        self._sizes = settings.min_size, settings.max_size
         self._leak_threshold = settings.leak_threshold
         self._describe_borrower = describe_borrower
         # Weak: what an interrupted borrower has lost is out no more.
         self._borrowed: dict[int, ref[ServerConnection | AsyncServerConnection]] = {}
+        self._timeouts = 0
         self._died_at = 0.0
         self._idle_discarded_at = 0.0
         _all.add(self)
@@ -138,6 +159,8 @@ class BorrowedConnections:
         :param pulse: of the last connection that the borrower was given.
         :param start: when the borrower began, by ``time.monotonic``.
         """
+        if isinstance(refusal, PoolTimeout):
+            self._timeouts += 1
         stats = pool.get_stats()
         lent = [conn.record for conn in self.all_borrowed() if conn._pool is pool]
         is_full = len(lent) >= stats["pool_max"]
@@ -183,6 +206,17 @@ class BorrowedConnections:
         return PoolTimeout(
             f"no connection to {self._target} could be had within {seconds(timeout)}"
             f" ({lent} of at most {stats['pool_max']} are borrowed): {reason}"
+        )
+
+    def measure(self, pool: BasePool | None) -> PoolMeasures:
+        """How *pool* stands; None is one that is closed."""
+        stats = pool.get_stats() if pool is not None else {}
+        return PoolMeasures(
+            stats.get("pool_available", 0),
+            len(self),
+            stats.get("requests_waiting", 0),
+            self._timeouts,
+            *self._sizes,
         )
 
     def all_borrowed(self) -> list[ServerConnection | AsyncServerConnection]:

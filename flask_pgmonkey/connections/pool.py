@@ -15,16 +15,28 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from ..config import Config
-from ..signals import connection_borrowed, connection_returned, pool_exhausted
+from ..signals import (
+    connection_borrowed,
+    connection_opened,
+    connection_returned,
+    pool_exhausted,
+)
 from .base import Block, DescribeBorrower, StateOfBlocks, SyncConnectionObject
-from .borrowed import BorrowedConnections
+from .borrowed import BorrowedConnections, PoolMeasures
 from .connect_errors import can_pass, copy_for_waiter
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping
 from .psycopg_pool import Connector, Pool
 from .record import attributes_of
 from .server_connection import ServerConnection
 from .single_flight import SingleFlight
-from .watching import note_borrowed, note_exhausted, take_unsent, tell_all
+from .watching import (
+    note_borrowed,
+    note_exhausted,
+    note_opened,
+    take_unsent,
+    tell_all,
+    telling_later,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -116,9 +128,10 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         """
         while True:
             try:
-                return state.pool or state.openings.run(
-                    "pool", lambda: self._open_new_pool(state, deadline)
-                )
+                if state.pool is not None:
+                    return state.pool
+                with telling_later():  # when others need not wait any more
+                    return state.openings.run("pool", lambda: self._open_new_pool(state, deadline))
             except psycopg.OperationalError as error:
                 # The attempt of somebody who does not wait.
                 if monotonic() >= deadline or not can_pass(error):
@@ -148,8 +161,11 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         return pool
 
     def _open_connection(self) -> ServerConnection:
+        began_at = monotonic()
         conn = ServerConnection.open(self, self._configure, self._row_factory)
         conn.record.source = self
+        if connection_opened.receivers:
+            note_opened(self, monotonic() - began_at)
         return conn
 
     # Borrowing and releasing
@@ -350,6 +366,11 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         """psycopg_pool's counters (see its documentation); empty while the pool is closed."""
         pool = self._states.here().pool
         return pool.get_stats() if pool is not None else {}
+
+    def measure(self) -> PoolMeasures:
+        """How the pool stands in this process. Opens nothing, and may be asked by any thread."""
+        state = self._states.here()
+        return state.borrowed.measure(state.pool)
 
 
 class _LeakWatch:

@@ -17,10 +17,15 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 
 from ..config import Config
-from ..signals import connection_borrowed, connection_returned, pool_exhausted
+from ..signals import (
+    connection_borrowed,
+    connection_opened,
+    connection_returned,
+    pool_exhausted,
+)
 from .base import Block, DescribeBorrower
 from .base_async import AsyncConnectionObject, StateOnLoop
-from .borrowed import BorrowedConnections
+from .borrowed import BorrowedConnections, PoolMeasures
 from .connect_errors import can_pass, copy_for_waiter
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping_async
 from .loops import end_with_running_loop, release_from_loop
@@ -28,7 +33,14 @@ from .psycopg_pool_async import AsyncConnector, AsyncPool
 from .record import attributes_of
 from .server_connection_async import AsyncServerConnection
 from .single_flight import AsyncSingleFlight
-from .watching import note_borrowed, note_exhausted, take_unsent, tell_all
+from .watching import (
+    note_borrowed,
+    note_exhausted,
+    note_opened,
+    take_unsent,
+    tell_all,
+    telling_later,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,9 +152,12 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         """
         while True:
             try:
-                return state.pool or await state.openings.run(
-                    "pool", lambda: self._open_new_pool(state, deadline)
-                )
+                if state.pool is not None:
+                    return state.pool
+                with telling_later():  # when others need not wait any more
+                    return await state.openings.run(
+                        "pool", lambda: self._open_new_pool(state, deadline)
+                    )
             except psycopg.OperationalError as error:
                 # The attempt of somebody who does not wait.
                 if monotonic() >= deadline or not can_pass(error):
@@ -181,8 +196,11 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         )
 
     async def _open_connection(self) -> AsyncServerConnection:
+        began_at = monotonic()
         conn = await AsyncServerConnection.open(self, self._configure, self._row_factory)
         conn.record.source = self
+        if connection_opened.receivers:
+            note_opened(self, monotonic() - began_at)
         return conn
 
     # Borrowing and releasing
@@ -377,3 +395,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         """psycopg_pool's counters (see its documentation); empty while the pool is closed."""
         pool = self._states.here().pool
         return pool.get_stats() if pool is not None else {}
+
+    def measure(self) -> PoolMeasures:
+        """How the pool stands in this process. Opens nothing, and may be asked by any thread."""
+        state = self._states.here()
+        return state.borrowed.measure(state.pool)

@@ -31,12 +31,14 @@ class NotedConnection(Protocol):
 class Opener(Protocol):
     """What opens connections.
 
+    :ivar connection_type: that of configs, such as ``pool``.
     :ivar plans_changed: how often a connection of it met a prepared statement that a migration had
         made stale.
     :ivar find_origin: says whose the events of its connections are.
     :ivar find_tag: gives the comment with which its connections end their statements.
     """
 
+    connection_type: str
     plans_changed: int
     find_origin: FindOrigin | None
     find_tag: Callable[[], bytes] | None

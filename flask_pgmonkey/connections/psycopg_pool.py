@@ -25,6 +25,7 @@ from psycopg_pool.pool import MaintenanceTask, Schedule, ShrinkPool, WaitingClie
 from ..config import PoolSettings
 from .connect_errors import Failures, can_pass, copy_for_waiter, exit_in_configure, with_notes
 from .server_connection import ServerConnection
+from .watching import telling_later
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -449,6 +450,10 @@ class Pool(ConnectionPool[ServerConnection]):
 
     def open_another(self, attempt: _Attempt) -> None:
         """Open a connection; runs in a worker. The connector has done all the trying again."""
+        with telling_later():  # when others can borrow it
+            self._open_another(attempt)
+
+    def _open_another(self, attempt: _Attempt) -> None:
         try:
             conn = self._connect()
         except Exception as error:

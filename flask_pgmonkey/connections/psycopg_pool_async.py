@@ -20,6 +20,7 @@ from .connect_errors import Failures, can_pass, copy_for_waiter, exit_in_configu
 from .loops import drop_task, with_inner_tasks
 from .psycopg_pool import FIRST_PAUSE, LONGEST_PAUSE, WAKE_UP_EVERY
 from .server_connection_async import AsyncServerConnection
+from .watching import telling_later
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -379,6 +380,10 @@ class AsyncPool(AsyncConnectionPool[AsyncServerConnection]):
     async def open_another(self, attempt: _Attempt) -> None:
         """As :meth:`Pool.open_another`; of the loop's tasks, none is suspended while it holds the
         lock."""
+        with telling_later():  # when others can borrow it
+            await self._open_another(attempt)
+
+    async def _open_another(self, attempt: _Attempt) -> None:
         try:
             conn = await self._connect()
         except (Exception, asyncio.CancelledError) as error:

@@ -29,6 +29,7 @@ from ..signals import (
     FindOrigin,
     Origin,
     connection_borrowed,
+    connection_opened,
     connection_returned,
     pool_exhausted,
     query_executed,
@@ -70,7 +71,8 @@ class Hop(NamedTuple):
 hop: ContextVar[Hop | None] = ContextVar("hop", default=None)
 
 _SIGNALS = (
-    query_executed, transaction_ended, connection_borrowed, connection_returned, pool_exhausted,
+    query_executed, transaction_ended, connection_opened, connection_borrowed, connection_returned,
+    pool_exhausted,
 )  # fmt: skip
 
 _is_telling: ContextVar[bool] = ContextVar("_is_telling", default=False)
@@ -373,13 +375,30 @@ def _parts(query: sql.Composable) -> Iterator[str]:
 # Pools
 
 
+def pool_name(opener: Opener) -> str:
+    """What events and metrics call the pool *opener*."""
+    origin = opener.find_origin(opener.config) if opener.find_origin is not None else None
+    name = origin.bind if origin is not None else None
+    suffix = " (async)" if opener.connection_type == "async_pool" else ""
+    return f"{name or opener.config.target}{suffix}"
+
+
+def note_opened(opener: Opener, duration: float) -> None:
+    """Tell of a connection that took *duration* seconds to open."""
+    _note_connection(connection_opened, opener, duration)
+
+
 def note_borrowed(opener: Opener, duration: float) -> None:
     """Tell of a connection that was borrowed after *duration* seconds."""
+    _note_connection(connection_borrowed, opener, duration)
+
+
+def _note_connection(signal: NamedSignal, opener: Opener, duration: float) -> None:
     from ..events import ConnectionEvent
 
     origin = origin_of(opener, None)
-    event = ConnectionEvent(call_site(), origin.bind, origin.tally, duration)
-    _tell_or_keep_back(connection_borrowed, origin.sender, event)
+    event = ConnectionEvent(call_site(), origin.bind, origin.tally, pool_name(opener), duration)
+    _tell_or_keep_back(signal, origin.sender, event)
 
 
 def take_unsent(record: ConnectionRecord[Any], duration: float) -> list[Unsent]:
@@ -391,7 +410,8 @@ def take_unsent(record: ConnectionRecord[Any], duration: float) -> list[Unsent]:
         from ..events import ConnectionEvent
 
         origin = origin_of(record.opener, record.bind)
-        event = ConnectionEvent(call_site(), origin.bind, origin.tally, duration)
+        pool = pool_name(record.opener)
+        event = ConnectionEvent(call_site(), origin.bind, origin.tally, pool, duration)
         unsent.append((connection_returned, origin.sender, event))
     return unsent
 
@@ -416,8 +436,9 @@ def _tell_or_keep_back(signal: NamedSignal, sender: Any, event: Event) -> None:
 
 
 @contextmanager
-def telling_later(bind: str) -> Iterator[None]:
-    """A block whose events of pools, which are those of *bind*, are told at its end."""
+def telling_later(bind: str | None = None) -> Iterator[None]:
+    """A block whose events of pools, which are those of *bind* if that is given, are told at its
+    end, or at that of the block around it."""
     kept_back: list[Unsent] = []
     token = _kept_back.set(kept_back)
     try:
@@ -425,8 +446,9 @@ def telling_later(bind: str) -> Iterator[None]:
     finally:
         _kept_back.reset(token)
         for signal, sender, event in kept_back:
-            event.bind = bind
-            tell(signal, sender, event)
+            if bind is not None:
+                event.bind = bind
+            _tell_or_keep_back(signal, sender, event)
 
 
 # Telling

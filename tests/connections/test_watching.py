@@ -13,6 +13,7 @@ from psycopg_pool import PoolTimeout
 from flask_pgmonkey.config import CONNECTION_TYPES as ALL_TYPES
 from flask_pgmonkey.signals import (
     connection_borrowed,
+    connection_opened,
     connection_returned,
     pool_exhausted,
     query_executed,
@@ -267,6 +268,58 @@ async def test_a_pool_tells_who_borrows_and_gives_back(case: AsyncCase) -> None:
     assert 0.05 <= returned.duration < 60
     assert heard.senders == [connection] * 3
     assert {borrowed.call_site.file, returned.call_site.file} == {__file__}
+
+
+@sync_and_async
+async def test_a_pool_tells_of_each_connection_that_it_opens(case: AsyncCase) -> None:
+    if not case.is_pool:
+        return
+    with listening(connection_opened) as heard:
+        connection = await case.open(pool={"min_size": 1, "max_size": 2})
+        async with connection, connection:
+            pass
+    assert len(heard) == 2
+    assert heard.senders == [connection] * 2
+    assert all(0 < event.duration < 60 for event in heard)
+    assert {event.pool.partition(" (async)")[0] for event in heard} == {connection.config.target}
+
+
+@sync_and_async
+async def test_a_receiver_that_hears_of_an_opened_connection_may_query(case: AsyncCase) -> None:
+    """Were it told within the opening, a sync one would wait for itself."""
+    if not case.is_pool:
+        return
+    measured: list[Any] = []
+
+    def receive(sender: Any, event: object) -> None:
+        measured.append(sender.measure())
+        if case.connection_type == "pool":
+            with sender as conn:
+                conn.execute("SELECT 1")
+
+    with connection_opened.connected_to(receive):
+        connection = await case.open(pool={"min_size": 1, "max_size": 2})
+        async with connection, connection:
+            pass
+    assert len(measured) == 2
+    assert all(one.max_size == 2 for one in measured)
+
+
+@sync_and_async
+async def test_a_pool_is_measured_without_being_opened(case: AsyncCase) -> None:
+    if not case.is_pool:
+        return
+    connection = await case.open(pool={"min_size": 0, "max_size": 2, "timeout": 0.1})
+    async with connection:
+        assert connection.measure()[:4] == (0, 1, 0, 0)
+        async with connection:
+            with pytest.raises(PoolTimeout):
+                async with connection:
+                    pass
+    assert connection.measure() == (2, 0, 0, 1, 0, 2)
+    await connection.disconnect()
+    assert connection.measure() == (0, 0, 0, 1, 0, 2)
+    assert not connection.get_stats()
 
 
 @sync_and_async

@@ -95,7 +95,9 @@ def test_each_event_says_the_right_bind_even_where_binds_share_a_pool(
     for event in heard:
         if "SELECT" in getattr(event, "sql", ""):
             assert event.bind in event.sql
-    borrowed = [event.bind for event in heard if type(event).__name__ == "ConnectionEvent"]
+    of_pools = [event for event in heard if type(event).__name__ == "ConnectionEvent"]
+    assert {event.pool for event in of_pools} == {"default", *(["second"] if second else [])}
+    borrowed = [event.bind for event in of_pools]
     # The stream took over the connection, and gave it back first.
     assert borrowed == ["default", *["second"] * 2, *["default"] * 5]
 
