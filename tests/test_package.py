@@ -59,17 +59,30 @@ def test_an_import_without_libpq_says_what_to_install() -> None:
 
         sys.meta_path.insert(0, NoImplementation())
         ctypes.util.find_library = lambda name: None
-        import flask_pgmonkey
+        from flask_pgmonkey import PGMonkey
     """)
     assert done.returncode == 1
     assert 'pip install "flask-pgmonkey[binary]"' in done.stderr.splitlines()[-1]
+
+
+def test_the_import_alone_loads_neither_flask_nor_psycopg() -> None:
+    # Each pytest of the environment imports the package, for the plugin that lies in it.
+    done = run("""
+        import sys
+        import flask_pgmonkey
+        print({name for name in ("flask", "psycopg", "yaml", "asyncio") if name in sys.modules})
+        assert "PGMonkey" in dir(flask_pgmonkey)
+        flask_pgmonkey.PGMonkey
+        assert "flask" in sys.modules
+    """)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_the_import_starts_no_thread() -> None:
     done = run("""
         import threading
         import flask, psycopg, psycopg_pool, yaml
-        import flask_pgmonkey
+        from flask_pgmonkey import *
         print(threading.active_count())
     """)
     assert (done.stdout, done.stderr) == ("1\n", "")

@@ -15,7 +15,7 @@ PROGRAM = """
 import flask, psycopg, psycopg_pool, yaml
 from time import perf_counter
 start = perf_counter()
-import flask_pgmonkey
+from flask_pgmonkey import PGMonkey
 print(perf_counter() - start)
 """
 
