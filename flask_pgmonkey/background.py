@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import psycopg
@@ -49,7 +49,7 @@ class Job(concurrent.futures.Future[T]):
     ) -> None:
         super().__init__()
         self._coro = coro
-        self._name = getattr(coro, "__qualname__", "coroutine")
+        self.name: str = getattr(coro, "__qualname__", "coroutine")
         self._context = context
         self._loop = loop
         self._note_end = note_end
@@ -80,7 +80,7 @@ class Job(concurrent.futures.Future[T]):
 
     def start(self) -> None:
         """Run the coroutine; called on the loop."""
-        self._task = self._loop.create_task(self._run(), name=self._name)
+        self._task = self._loop.create_task(self._run(), name=self.name)
         self._task.add_done_callback(self._finish)
 
     async def _run(self) -> T:
@@ -114,7 +114,7 @@ class Job(concurrent.futures.Future[T]):
 
     def __del__(self) -> None:
         if getattr(self, "_failure", None) is not None:
-            logger.error("The background job %s failed", self._name, exc_info=self._failure)
+            logger.error("The background job %s failed", self.name, exc_info=self._failure)
 
 
 class _Loop(asyncio.SelectorEventLoop):
@@ -163,6 +163,17 @@ class _LoopThread:
         own.run(self.loop.call_soon_threadsafe, job.start)
         return job
 
+    def drain(self, timeout: float) -> list[str]:
+        """Wait for every job, then cancel what still runs; gives the names of those."""
+        concurrent.futures.wait(list(self._jobs), timeout=timeout)
+        left = list(self._jobs)
+        for job in left:
+            job.cancel()
+        deadline = monotonic() + _SECONDS_KEPT_FOR_CLOSING
+        while self._jobs and monotonic() < deadline:
+            sleep(0.005)  # its future is done before its coroutine has given its connection back
+        return [job.name for job in left]
+
     def end(self, deadline: float) -> None:
         """Let running jobs finish, cancel those that do not, close what the loop owns."""
         patience = max(0.0, deadline - _SECONDS_KEPT_FOR_CLOSING - monotonic())
@@ -208,6 +219,15 @@ def _end_at_exit(deadline: float) -> None:
 
 
 before_closing.append(_end_at_exit)
+
+
+def drain(timeout: float) -> list[str]:
+    """Wait *timeout* seconds for all that runs on the process's background loop, then cancel it.
+
+    :return: the names of the jobs that were cancelled.
+    """
+    thread = _states.here().thread
+    return thread.drain(timeout) if thread is not None else []
 
 
 class Background:

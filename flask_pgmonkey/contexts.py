@@ -242,6 +242,13 @@ class HeldConnection:
                 self.conn.pgconn.transaction_status in _IN_TRANSACTION
             )
 
+    def start_over(self) -> None:
+        """Roll back what is open and give the connection back; the context goes on."""
+        with self._lock:  # another thread may be borrowing
+            conn, self.conn = self.conn, None
+        if conn is not None and self.pid == os.getpid():
+            self._end_what_is_open(conn)
+
     def end_request(self, ending: object, uses_of_caller: int = 0) -> None:
         """Roll back what a request that ends left open, and leave the rest as it is.
 
@@ -397,6 +404,15 @@ def held_connection(
     if held.pid != os.getpid():
         held = shared[bind] = HeldConnection(app_context.app, get_pool, bind[1])
     return held
+
+
+def start_over_in_context() -> None:
+    """Give back what the current app context holds, if there is one; it may query again."""
+    app_context = _app_context.get(None)
+    if app_context is not None:
+        context: Context = app_context.g.get(_ON_G) or Context()
+        for held in list(context.values()):
+            held.start_over()
 
 
 def release_what_the_context_holds(exc: BaseException | None) -> None:

@@ -32,6 +32,10 @@ class EmbeddedServerError(PGMonkeyError, RuntimeError):
     """The development server could not be started. The message names its folder."""
 
 
+class FreshDatabaseError(PGMonkeyError, RuntimeError):
+    """A test did not get a database of its own. The message says why, and what to do."""
+
+
 class RowMismatchError(PGMonkeyError, psycopg.ProgrammingError):
     """The columns of a result do not fit the class given as ``into``.
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import psycopg
 from flask import Flask, abort, has_request_context
@@ -104,6 +104,20 @@ class _AppState:
         self.is_debugged = False
         self.listeners: list[object] = []  # to signals, which do not keep them alive
         self.find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = {}
+        all_states.add(self)
+
+    def forget_configs(self) -> None:
+        """Have every config read anew by the next query, in each process."""
+        self.configs.clear()
+        self.names.clear()
+        self.find_pool.clear()
+
+
+all_states: WeakSet[_AppState] = WeakSet()
+"""Those of every app of this process."""
+
+read_instead: Callable[[Flask, _AppState, str], Config] | None = None
+"""What gives the config of a bind in place of what the app says; ``testing`` sets it."""
 
 
 class BoundDatabase(Queries[Row]):
@@ -526,11 +540,12 @@ class PGMonkey(BoundDatabase[Row]):
         config = state.configs.get(key)
         if config is None:
             # No lock: a fork while it is held would block the child for ever.
-            config = state.configs.setdefault(key, _read_bind(state, name))
+            app = current_app()
+            config = state.configs.setdefault(key, _read_bind(app, state, name))
             state.names.setdefault(config.key, name)
-            if current_app().debug and not state.is_debugged:
+            if app.debug and not state.is_debugged:
                 state.is_debugged = True
-                _watch_requests(current_app())
+                _watch_requests(app)
         return config
 
     @property
@@ -667,7 +682,7 @@ def _origin(name: str, source: ConfigSource) -> str | None:
     return "PGMONKEY_CONFIG" if name == DEFAULT else f"PGMONKEY_BINDS.{name}"
 
 
-def _read_bind(state: _AppState, name: str) -> Config:
+def _read_bind(app: Flask, state: _AppState, name: str) -> Config:
     try:
         source = state.sources[name]
     except KeyError:
@@ -675,6 +690,8 @@ def _read_bind(state: _AppState, name: str) -> Config:
             f"the app has no bind {name!r}: add it to PGMONKEY_BINDS, which has"
             f" {', '.join(sorted(set(state.sources) - {DEFAULT})) or 'none'}"
         ) from None
+    if read_instead is not None:
+        return read_instead(app, state, name)
     if source == _EMBEDDED:
         # The server may die, or lose the folder of its socket, before the app ends.
         start = partial(_start_embedded, state.postgres_folder)

@@ -69,7 +69,7 @@ def test_the_import_alone_loads_neither_flask_nor_psycopg() -> None:
     # Each pytest of the environment imports the package, for the plugin that lies in it.
     done = run("""
         import sys
-        import flask_pgmonkey
+        import flask_pgmonkey.testing.plugin
         print({name for name in ("flask", "psycopg", "yaml", "asyncio") if name in sys.modules})
         assert "PGMonkey" in dir(flask_pgmonkey)
         flask_pgmonkey.PGMonkey

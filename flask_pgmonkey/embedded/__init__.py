@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..errors import ConfigError, EmbeddedServerError
 from .cluster import LOCALE_OPTIONS, Cluster, Postmaster, find_cluster
 from .ownership import Account
 from .programs import ROOTS_FOLDER, find_account, find_binaries
-from .sharing import join, leave_all
+from .sharing import join, leave_all, leave_running
 from .sockets import connection_settings
 
 __all__ = [
@@ -24,11 +25,14 @@ __all__ = [
     "find_account",
     "find_binaries",
     "leave_all",
+    "leave_running",
     "start_embedded",
 ]
 
 
-def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def start_embedded(
+    folder: str | os.PathLike[str], settings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """The ``connection_settings`` of the development server whose data lie in *folder*.
 
     Creates the folder and the cluster on first use, starts the server unless it runs already, and
@@ -36,6 +40,7 @@ def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
     that died is started again by the next call, at the same socket. A call costs milliseconds when
     the server runs, and blocks while another process starts or stops it.
 
+    :param settings: further server settings for its command line, if it does not run yet.
     :return: ``host`` (the folder of the socket; there is no TCP), ``port``, ``user``, ``dbname``,
         and what keeps false servers, and the environment's settings for others, away.
     :raises ConfigError: when the wheel is not installed, or on Windows.
@@ -45,7 +50,7 @@ def start_embedded(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError("The embedded server needs Linux or macOS: configure another server.")
     try:
         cluster = find_cluster(Path(os.path.realpath(folder)))
-        server = join(cluster)
+        server = join(cluster, settings or {})
     except OSError as error:
         raise EmbeddedServerError(
             f"The embedded server cannot use the folder {os.fspath(folder)}: {error}. "

@@ -13,6 +13,7 @@ import atexit
 import logging
 import os
 import sys
+from collections.abc import Mapping
 
 from ..errors import EmbeddedServerError
 from ..owned_lock import OwnedLock
@@ -38,9 +39,10 @@ _users_locks: dict[Cluster, int] = {}
 _is_exiting = False
 
 
-def join(cluster: Cluster) -> Postmaster:
+def join(cluster: Cluster, settings: Mapping[str, str]) -> Postmaster:
     """The server of *cluster*, of which this process is a user from now on; it runs.
 
+    :param settings: further server settings for its command line, if it does not run yet.
     :raises EmbeddedServerError: when it does not start, or this process is exiting.
     """
     folder = cluster.data.parent
@@ -59,7 +61,9 @@ def join(cluster: Cluster) -> Postmaster:
                 if not cluster.data.exists():
                     cluster.create("--auth=trust", *LOCALE_OPTIONS)
                     cluster.check_ownership()
-                server = cluster.start({"listen_addresses": "", "unix_socket_permissions": "0700"})
+                server = cluster.start(
+                    {**settings, "listen_addresses": "", "unix_socket_permissions": "0700"}
+                )
             except StillStartingError:
                 if is_new:
                     os.close(_users_locks.pop(cluster))
@@ -105,6 +109,13 @@ def leave_all() -> None:
                 unlock(start_lock)
     finally:
         _joining_or_leaving.release()
+
+
+def leave_running() -> None:
+    """Stop using every server, and stop none: the last of its next users does."""
+    with _joining_or_leaving:
+        while _users_locks:
+            os.close(_users_locks.popitem()[1])
 
 
 def _leave(cluster: Cluster) -> None:

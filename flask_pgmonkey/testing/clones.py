@@ -1,0 +1,236 @@
+"""Clones of templates: made ahead by a thread, dropped by it when their sessions have ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from time import perf_counter
+from typing import Any
+
+import psycopg
+from psycopg import errors, sql
+
+from ..errors import FreshDatabaseError
+from .server import Server
+
+SPARES = 2
+KEPT_BEFORE_DROP = 4
+"""DROP DATABASE sleeps for 100 ms where a session of it is still ending, so it comes later."""
+_OURS = re.compile(r"pgmonkey_test_([0-9a-f]{12})_[0-9]+")
+_MARK = "pgmonkey tests "
+
+
+class Clones:
+    """The databases of one process's tests.
+
+    :ivar made: how many were made; *seconds*, what each took.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.run: str = secrets.token_hex(6)
+        self.seconds: list[float] = []
+        self._owner = os.getpid()
+        self._numbers = count(1)
+        self._admin: psycopg.Connection[Any] | None = None
+        self._worker = ThreadPoolExecutor(1, "pgmonkey-clones")
+        self._spares: dict[str, deque[Future[str]]] = {}
+        self._ended: deque[str] = deque()
+        self._kept: set[str] = set()
+        self._lock = threading.Lock()
+
+    def take(self, template: str) -> str:
+        """The name of a new clone of *template*.
+
+        :raises FreshDatabaseError: where the server makes none.
+        """
+        if os.getpid() != self._owner:  # the thread is the parent's
+            with connect(self.server, self.run) as admin:
+                return self._copy(admin, template, f"{os.getpid()}{next(self._numbers):03}")
+        with self._lock:
+            spares = self._spares.setdefault(template, deque())
+            while len(spares) <= SPARES:
+                spares.append(self._worker.submit(self._clone, template))
+            taken = spares.popleft()
+        try:
+            return taken.result()
+        except FreshDatabaseError:
+            with self._lock:
+                self._spares.pop(template, None)  # they would fail for the same reason
+            raise
+
+    def give_back(self, name: str, keep: bool = False) -> None:
+        """Drop a clone some clones later; or *keep* it until the next run."""
+        if keep:
+            self._kept.add(name)
+            return
+        self._ended.append(name)
+        if len(self._ended) > KEPT_BEFORE_DROP and os.getpid() == self._owner:
+            self._worker.submit(self._drop, self._ended.popleft())
+
+    def end_sessions(self, name: str) -> None:
+        """End what is still connected to a clone."""
+        self.with_admin(
+            lambda admin: admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            )
+        )
+
+    def with_admin(self, work: Callable[[psycopg.Connection[Any]], Any]) -> Any:
+        """What *work* gives, called by the thread with its connection."""
+        return self._worker.submit(lambda: work(self._connection())).result()
+
+    def close(self) -> None:
+        """Drop every database of this process; the thread ends."""
+        if os.getpid() != self._owner:
+            return
+        with self._lock:
+            for spares in self._spares.values():
+                for spare in spares:
+                    spare.cancel()
+        if self._admin is not None:
+            try:
+                self.with_admin(self._drop_all)
+                self.with_admin(lambda admin: admin.close())
+            except (psycopg.Error, FreshDatabaseError):
+                self._admin.close()  # the next run clears up
+            self._admin = None
+        self._worker.shutdown()
+
+    def _drop_all(self, admin: psycopg.Connection[Any]) -> None:
+        for name in our_databases(admin, f"pgmonkey_test_{self.run}_"):
+            if name not in self._kept:
+                drop(admin, name)
+
+    def _clone(self, template: str) -> str:
+        start = perf_counter()
+        name = self._copy(self._connection(), template, str(next(self._numbers)))
+        self.seconds.append(perf_counter() - start)
+        return name
+
+    def _copy(self, admin: psycopg.Connection[Any], template: str, number: str) -> str:
+        name = f"pgmonkey_test_{self.run}_{number}"
+        create(admin, name, template)
+        return name
+
+    def _drop(self, name: str) -> None:
+        drop(self._connection(), name)
+
+    def _connection(self) -> psycopg.Connection[Any]:
+        admin = self._admin
+        if admin is None or admin.closed or admin.broken:
+            self._admin = admin = connect(self.server, self.run)
+            drop_databases_of_dead_runs(admin)
+        return admin
+
+
+def connect(server: Server, run: str) -> psycopg.Connection[Any]:
+    """A connection that marks the run as alive, in autocommit."""
+    try:
+        return psycopg.connect(
+            **{
+                "connect_timeout": 10,
+                **server.find(),
+                "application_name": _MARK + run,
+                "autocommit": True,
+                "prepare_threshold": None,
+            }
+        )
+    except psycopg.OperationalError as error:
+        raise FreshDatabaseError(
+            f"The tests' server, {server.name}, cannot be reached: {str(error).strip()}"
+            " It is PGMONKEY_TEST_SERVER, or pgmonkey_server in pytest's ini file."
+        ) from None  # pytest shows the arguments of what is on the stack, and so the password
+
+
+def create(admin: psycopg.Connection[Any], name: str, template: str = "template0") -> None:
+    """Make a database, with the settings of its template."""
+    strategy = " STRATEGY FILE_COPY" if admin.info.server_version >= 150000 else ""
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}" + strategy).format(
+        sql.Identifier(name), sql.Identifier(template)
+    )
+    try:
+        admin.execute(statement)
+        if template != "template0":
+            _copy_settings(admin, template, name)
+    except errors.InsufficientPrivilege as error:
+        raise FreshDatabaseError(
+            f"The role {admin.info.user} may not make databases for tests: {_said(error)}"
+            f' A superuser can allow it: ALTER ROLE "{admin.info.user}" CREATEDB;'
+        ) from error
+    except errors.DiskFull as error:
+        raise FreshDatabaseError(
+            f"The tests' server has no room for another database: {_said(error)} Make room there,"
+            " or name another server with PGMONKEY_TEST_SERVER."
+        ) from error
+    except psycopg.Error as error:
+        raise FreshDatabaseError(
+            f"The tests' server made no database for this test: {_said(error)}"
+        ) from error
+
+
+def drop(admin: psycopg.Connection[Any], name: str) -> None:
+    """Drop a database, and end its sessions, if it is there."""
+    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def our_databases(admin: psycopg.Connection[Any], prefix: str) -> list[str]:
+    """The databases whose name begins so, which this role may drop; the newest first."""
+    rows = admin.execute(
+        "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
+        " AND pg_has_role(datdba, 'USAGE') ORDER BY oid DESC",
+        [prefix],
+    )
+    return [name for (name,) in rows]
+
+
+def drop_databases_of_dead_runs(admin: psycopg.Connection[Any]) -> None:
+    """Drop what runs have left that were killed; no other names than ours, and of no live run."""
+    alive = {
+        name.removeprefix(_MARK)
+        for (name,) in admin.execute(
+            "SELECT application_name FROM pg_stat_activity WHERE starts_with(application_name, %s)",
+            [_MARK],
+        )
+    }
+    for name in our_databases(admin, "pgmonkey_test_"):
+        match = _OURS.fullmatch(name)
+        if match is not None and match[1] not in alive:
+            drop(admin, name)
+
+
+def _copy_settings(admin: psycopg.Connection[Any], template: str, name: str) -> None:
+    """``ALTER DATABASE … SET``, which a clone does not have from its template.
+
+    By way of the session: only so does a list such as ``search_path`` stay one.
+    """
+    rows = admin.execute(
+        "SELECT setrole::regrole::text, setting FROM pg_db_role_setting, unnest(setconfig) setting"
+        " WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = %s)",
+        [template],
+    ).fetchall()
+    for role, setting in rows:
+        key, _, value = setting.partition("=")
+        admin.execute("SELECT set_config(%s, %s, false)", [key, value])
+        database = sql.Identifier(name)
+        option = sql.Identifier(*key.split("."))
+        if role == "-":
+            alter = sql.SQL("ALTER DATABASE {} SET {} FROM CURRENT").format(database, option)
+        else:
+            # regrole has quoted it where that is needed.
+            alter = sql.SQL("ALTER ROLE {} IN DATABASE {} SET {} FROM CURRENT").format(
+                sql.SQL(role), database, option
+            )
+        admin.execute(alter)
+        admin.execute(sql.SQL("RESET {}").format(option))
+
+
+def _said(error: psycopg.Error) -> str:
+    said = (error.diag.message_primary or str(error)).strip()
+    return said if said.endswith(".") else f"{said}."

