@@ -45,6 +45,8 @@ class Place(NamedTuple):
     """Of what is there; None if nothing is."""
     is_strangers: bool
     """Whether it is somebody else's, in a folder where others may write."""
+    is_open: bool = False
+    """Whether it is no file of the folder but an open one, as in /proc/self/fd."""
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def opened_place(path: str | os.PathLike[str], *, follow: bool = True) -> Iterat
                     )
                 target = os.readlink(name, dir_fd=folder)
                 if not pending and _is_open_file(name, folder, target):
-                    yield Place(folder, name, os.stat(name, dir_fd=folder), False)
+                    yield Place(folder, name, os.stat(name, dir_fd=folder), False, True)
                     return
                 if (links := links + 1) > MOST_LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -149,9 +151,13 @@ def open_for_reading(path: str | os.PathLike[str]) -> BinaryIO:
     :raises OSError: if it cannot be opened, or a stranger's link or pipe stands in the way.
     """
     with opened_place(path) as place, naming(path, place):
-        _refuse_strangers_pipe(place)
-        flags = os.O_RDONLY | _BINARY
-        return open(os.open(place.name, flags, dir_fd=place.folder), "rb", buffering=0)
+        return open(_opened(place, os.O_RDONLY | _BINARY), "rb", buffering=0)
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """An opener for :func:`open` that waits for no pipe and follows no stranger's link."""
+    with opened_place(path) as place, naming(path, place):
+        return _opened(place, flags | _NO_WAIT)
 
 
 @contextmanager
@@ -174,12 +180,9 @@ def new_file(
         if place.status is not None and not stat.S_ISREG(place.status.st_mode):
             if not replace:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
-            _refuse_strangers_pipe(place)
             if stat.S_ISBLK(place.status.st_mode):
                 raise OSError(errno.EINVAL, "is a disk, not a file", os.fspath(path))
-            with open(
-                os.open(place.name, os.O_WRONLY | _BINARY, dir_fd=place.folder), "wb"
-            ) as device:
+            with open(_opened(place, os.O_WRONLY | _BINARY), "wb") as device:
                 yield device
             return
         with _completed(place, _final_mode(place) if mode is None else mode, replace) as file:
@@ -207,6 +210,24 @@ def naming(path: str | os.PathLike[str], place: Place) -> Iterator[None]:
         if error.filename in (None, place.name) or isinstance(error.filename, int) or beside:
             error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+def _opened(place: Place, flags: int) -> int:
+    """The descriptor of what is at the place, and was when it was looked at."""
+    _refuse_strangers_pipe(place)
+    if place.status is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place.name)
+    if place.folder is None:
+        return os.open(place.name, flags)
+    if stat.S_ISREG(place.status.st_mode):
+        flags |= _NO_WAIT  # for who finds a pipe in its place
+    if not place.is_open:
+        flags |= _NO_LINK
+    descriptor = os.open(place.name, flags, dir_fd=place.folder)
+    if os.path.samestat(os.fstat(descriptor), place.status):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EAGAIN, "somebody has just replaced it; try again")
 
 
 def _refuse_strangers_pipe(place: Place) -> None:
@@ -261,7 +282,9 @@ def _put_in_place(partial: str, place: Place, replace: bool) -> None:
         os.replace(partial, place.name, src_dir_fd=folder, dst_dir_fd=folder)
         return
     try:  # Of two who do this at once, one gets the error.
-        os.link(partial, place.name, src_dir_fd=folder, dst_dir_fd=folder)
+        # Where a neighbour has put a link in its place, not what that leads to.
+        follow = os.link not in os.supports_follow_symlinks
+        os.link(partial, place.name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=follow)
         os.unlink(partial, dir_fd=folder)
     except FileExistsError:
         raise

@@ -7,11 +7,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from flask_pgmonkey.files import new_file, open_for_reading, our_file
+from flask_pgmonkey.files import new_file, open_for_reading, open_without_waiting, our_file
 
 from .servers import make_open_folder
 
@@ -130,6 +132,18 @@ def test_a_neighbours_file_opens_nothing(shared: Path, plant: Callable[[str], No
     assert (status.st_uid, status.st_mode & 0o022) == (0, 0)
 
 
+@contextmanager
+def under_attack(program: str, *arguments: Path) -> Iterator[None]:
+    command = [sys.executable, "-c", AS_NEIGHBOUR + program, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as attack:
+        assert attack.stdout is not None
+        attack.stdout.readline()
+        try:
+            yield
+        finally:
+            attack.kill()
+
+
 # Swaps a folder for a link to another, and back, for ever.
 SWAP = """
 shared, treasure = sys.argv[1:]
@@ -149,28 +163,85 @@ def test_a_neighbour_who_swaps_folders_meanwhile_wins_nothing(
     treasure = shared.parent / "treasure"
     treasure.mkdir()
     plant(f"os.mkdir('{shared}/reports', 0o777)")
-    with subprocess.Popen(
-        [sys.executable, "-c", AS_NEIGHBOUR + SWAP, str(shared), str(treasure)],
-        stdout=subprocess.PIPE,
-    ) as attack:
-        assert attack.stdout is not None
-        attack.stdout.readline()
-        refused = written = 0
-        try:
-            for number in range(20_000):
-                if number > 300 and refused and written:
-                    break
-                try:
-                    with new_file(shared / "reports" / f"{number}") as file:
-                        file.write(b"x")
-                    written += 1
-                except OSError:
-                    refused += 1
-                assert list(treasure.iterdir()) == []
-        finally:
-            attack.kill()
+    refused = written = 0
+    with under_attack(SWAP, shared, treasure):
+        for number in range(20_000):
+            if number > 300 and refused and written:
+                break
+            try:
+                with new_file(shared / "reports" / f"{number}") as file:
+                    file.write(b"x")
+                written += 1
+            except OSError:
+                refused += 1
+            assert list(treasure.iterdir()) == []
     assert refused
     assert written
+
+
+# Has by turns his own file, and a link to ours, under the name that we read.
+EXCHANGE = """
+shared, treasure = sys.argv[1:]
+os.chdir(shared)
+os.close(os.open("file", os.O_CREAT | os.O_WRONLY))
+os.symlink(treasure, "link")
+os.mkfifo("pipe")
+print("ready", flush=True)
+while True:
+    for name in ("file", "link", "file", "pipe"):
+        os.rename(name, "orders.csv")
+        os.rename("orders.csv", name)
+"""
+
+
+def open_small(path: Path) -> BinaryIO:
+    return open(path, "rb", buffering=0, opener=open_without_waiting)
+
+
+@only_as_root
+@pytest.mark.parametrize("open_", [open_for_reading, open_small])
+def test_a_neighbour_who_swaps_files_meanwhile_has_nothing_else_read(
+    shared: Path, open_: Callable[[Path], BinaryIO]
+) -> None:
+    treasure = shared.parent / "treasure"
+    treasure.write_text("ours")
+    read = 0
+    with under_attack(EXCHANGE, shared, treasure):
+        for _ in range(20_000):
+            with suppress(OSError), open_(shared / "orders.csv") as file:
+                assert file.read() == b""
+                read += 1
+    assert read
+
+
+# Puts a link to our file in the place of what is not complete yet.
+REPLACE_PARTIAL = """
+shared, treasure = sys.argv[1:]
+os.chdir(shared)
+print("ready", flush=True)
+while True:
+    for name in os.listdir("."):
+        if name.endswith(".partial"):
+            try:
+                os.rename(name, "away")
+                os.symlink(treasure, name)
+            except OSError:
+                pass
+"""
+
+
+@only_as_root
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_neighbour_who_replaces_what_is_not_complete_gets_no_name_for_our_file(
+    shared: Path, replace: bool
+) -> None:
+    treasure = shared.parent / "treasure"
+    treasure.write_text("ours")
+    with under_attack(REPLACE_PARTIAL, shared, treasure):
+        for number in range(300):
+            with suppress(OSError), new_file(shared / f"{number}", replace=replace) as file:
+                file.write(b"x")
+    assert (treasure.read_text(), treasure.stat().st_nlink) == ("ours", 1)
 
 
 @pytest.mark.parametrize("there", [None, 0o600, 0o640])

@@ -14,7 +14,7 @@ from ..config.interpolation import dotted
 from ..config.reading import read_small_file
 from ..config.yaml_file import NotYAMLError, SafeLoader, parse_yaml, type_name
 from ..errors import ConfigError
-from ..files import opened_place, our_file
+from ..files import open_without_waiting, our_file
 from .dialect import check_character
 from .streams import check_encoding, without_compression
 
@@ -60,8 +60,7 @@ def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
     path = Path(path)
     content, place = None, ""
     try:
-        with opened_place(path):  # No link of a stranger's leads to it.
-            written, _ = read_small_file(path)
+        written, _ = read_small_file(path, open_without_waiting)
         content = parse_yaml(written.decode("utf-8-sig"), path, SafeLoader)
     except FileNotFoundError:
         return ImportSettings()
