@@ -91,7 +91,7 @@ def _select(
     where: str | None,
 ) -> sql.Composable:
     if query is not None:
-        return _users_sql(query.strip().removesuffix(";"))
+        return _users_sql(query.rstrip("; \t\r\n"))
     name = TableName.parse(table or "")
     types = column_types(connection, name)
     if types is None:
@@ -172,8 +172,11 @@ def _users_sql(text: str) -> sql.SQL:
 def _expected_rows(connection: psycopg.Connection[Any], select: sql.Composable) -> int:
     with connection.cursor(row_factory=tuple_row) as cursor:
         cursor.execute(sql.SQL("EXPLAIN (FORMAT json) {}").format(select))
-        row = cursor.fetchone()
-        return int(row[0][0]["Plan"]["Plan Rows"]) if row else 0
+        (plans,) = cursor.fetchone() or ([],)
+    match plans:
+        case [{"Plan": {"Plan Rows": int(rows)}}]:
+            return rows
+    return 0  # What a rule makes of a statement may have no plan, or several.
 
 
 def _copy_out(

@@ -6,6 +6,7 @@ import importlib
 import io
 import stat
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,74 @@ def test_a_query_is_one_statement(
         export_csv(pairs, stream, progress=progress, **what)
     assert stream.getvalue() == b""
     assert pairs.execute("SELECT count(*) FROM pairs").fetchone() == (4,)
+
+
+BEYOND_SQL = """
+    CREATE SEQUENCE numbers;
+    CREATE TABLE ruled (id int);
+    CREATE RULE added AS ON INSERT TO ruled DO INSTEAD NOTHING;
+    CREATE RULE told AS ON DELETE TO ruled DO INSTEAD NOTIFY told;
+    CREATE RULE more AS ON UPDATE TO ruled DO ALSO DELETE FROM pairs;
+    CREATE FUNCTION run(text) RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE $1; RETURN 1; END $$;
+    CREATE PROCEDURE leave() LANGUAGE plpgsql AS $$ BEGIN COMMIT; DELETE FROM pairs; END $$;
+    PREPARE deletion AS DELETE FROM pairs RETURNING id;
+"""
+
+
+ATTEMPTS = [
+    "SELECT run('DELETE FROM pairs')",
+    "SELECT run('SET TRANSACTION READ WRITE')",
+    "SELECT run('COMMIT')",
+    "SELECT run('CREATE TABLE more ()')",
+    "SELECT set_config('transaction_read_only', 'off', true), run('DELETE FROM pairs')",
+    "WITH freed AS (SELECT set_config('transaction_read_only', 'off', false)) TABLE freed",
+    "WITH added AS (INSERT INTO pairs VALUES (9, 'x') RETURNING id) SELECT id FROM added",
+    "SELECT nextval('numbers')",
+    "SELECT id FROM pairs FOR UPDATE",
+    "SELECT id INTO more FROM pairs",
+    "SELECT lo_export(lo_from_bytea(0, 'x'), '/tmp/robbed')",
+    "COPY pairs TO PROGRAM 'touch /tmp/robbed'",
+    "EXECUTE deletion",
+    "EXPLAIN ANALYZE DELETE FROM pairs",
+    "CALL leave()",
+    "DO $$ BEGIN DELETE FROM pairs; END $$",
+    "SET transaction_read_only = off",
+    "INSERT INTO ruled VALUES (1)",
+    "DELETE FROM ruled",
+    "UPDATE ruled SET id = 1",
+    "SELECT 1 \\; DELETE FROM pairs",
+    "SELECT $$a; DELETE FROM pairs",
+    "SELECT 1 /* ; DELETE FROM pairs",
+    "SELECT 1; -- ; DELETE FROM pairs",
+    "SELECT $1",
+    "SELECT " + "1+" * 100_000 + "1",
+    "SELECT 1\0",
+    "SELECT '\ud800'",
+]
+
+
+def test_no_query_changes_anything(pairs: Connection) -> None:
+    pairs.execute(BEYOND_SQL)
+    pairs.commit()
+    for query, progress in product(ATTEMPTS, (None, lambda *_: None)):
+        with pytest.raises((CSVTransferError, psycopg.Error)):
+            export_csv(pairs, io.BytesIO(), query=query, progress=progress)
+        facts = "SELECT count(*), to_regclass('more') FROM pairs"
+        assert pairs.execute(facts).fetchone() == (4, None), query[:80]
+        pairs.commit()
+    assert pairs.execute("SELECT is_called FROM numbers").fetchone() == (False,)
+    assert not Path("/tmp/robbed").exists()
+
+
+def test_a_query_that_ends_its_own_session_is_the_servers_error(pairs: Connection) -> None:
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        export_csv(pairs, io.BytesIO(), query="SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_query_may_end_in_semicolons(pairs: Connection) -> None:
+    stream = io.BytesIO()
+    export_csv(pairs, stream, query="SELECT 1 AS one;\n; ")
+    assert stream.getvalue() == b"one\n1\n"
 
 
 def test_several_statements_are_called_so(pairs: Connection) -> None:
