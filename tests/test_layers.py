@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
     {"cli", "health", "monitor", "testing"},
-    {"csv_transfer", "server_audit", "codegen"},
+    {"activity", "csv_transfer", "server_audit", "codegen"},
     {"extension"},
     {"debugging"},
     {"contexts", "query_log", "query_tags", "unavailable"},

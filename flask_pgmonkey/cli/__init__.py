@@ -24,6 +24,7 @@ COMMANDS = {
     "server-config": "server_config",
     "import-csv": "import_csv",
     "export-csv": "export_csv",
+    "top": "top",
     "psql": "psql",
     "exec": "exec_",
     "url": "url",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from ..embedded import leave_all
 from ..errors import ConfigError
 from ..manager import PGConnectionManager
 from ..printable import one_line
+from .seconds import Seconds
 from .targets import Target, find_options, find_targets
 from .terminal import print_table, say, say_aside
 
@@ -61,21 +61,6 @@ class Row:
     login_expires: str | None = None
     """When the login ends, if what gave it says so."""
     pool: PoolSize | None = None
-
-
-class Seconds(click.FloatRange):
-    """More than 0 s and at most a day, and a number."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True, max=86_400)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):  # Lies outside no range, by every comparison.
-            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
-        return seconds
 
 
 @click.command("test", short_help="Test every connection type of every database.")
