@@ -1,4 +1,4 @@
-"""Clones of templates: made ahead by a thread, dropped by it when their sessions have ended."""
+"""Clones of templates: one thread makes them ahead, another drops them later."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import re
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors, sql
 
 from ..errors import FreshDatabaseError
 from .server import Server
+
+T = TypeVar("T")
 
 SPARES = 2
 KEPT_BEFORE_DROP = 4
@@ -29,7 +33,7 @@ _MARK = "pgmonkey tests "
 class Clones:
     """The databases of one process's tests.
 
-    :ivar made: how many were made; *seconds*, what each took.
+    :ivar seconds: what each clone took to make.
     """
 
     def __init__(self, server: Server) -> None:
@@ -37,9 +41,11 @@ class Clones:
         self.run: str = secrets.token_hex(6)
         self.seconds: list[float] = []
         self._owner = os.getpid()
+        self._is_closed = False
         self._numbers = count(1)
-        self._admin: psycopg.Connection[Any] | None = None
-        self._worker = ThreadPoolExecutor(1, "pgmonkey-clones")
+        # Two of them: a clone is made while another is dropped.
+        self._maker = _AdminThread(server, self.run)
+        self._dropper = _AdminThread(server, self.run)
         self._spares: dict[str, deque[Future[str]]] = {}
         self._ended: deque[str] = deque()
         self._kept: set[str] = set()
@@ -50,13 +56,15 @@ class Clones:
 
         :raises FreshDatabaseError: where the server makes none.
         """
-        if os.getpid() != self._owner:  # the thread is the parent's
+        if os.getpid() != self._owner:  # the threads are the parent's
             with connect(self.server, self.run) as admin:
                 return self._copy(admin, template, f"{os.getpid()}{next(self._numbers):03}")
         with self._lock:
+            if not self._spares:
+                self._dropper.submit(drop_databases_of_dead_runs)
             spares = self._spares.setdefault(template, deque())
             while len(spares) <= SPARES:
-                spares.append(self._worker.submit(self._clone, template))
+                spares.append(self._maker.submit(partial(self._clone, template)))
             taken = spares.popleft()
         try:
             return taken.result()
@@ -72,45 +80,31 @@ class Clones:
             return
         self._ended.append(name)
         if len(self._ended) > KEPT_BEFORE_DROP and os.getpid() == self._owner:
-            self._worker.submit(self._drop, self._ended.popleft())
-
-    def end_sessions(self, name: str) -> None:
-        """End what is still connected to a clone."""
-        self.with_admin(
-            lambda admin: admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
-            )
-        )
-
-    def with_admin(self, work: Callable[[psycopg.Connection[Any]], Any]) -> Any:
-        """What *work* gives, called by the thread with its connection."""
-        return self._worker.submit(lambda: work(self._connection())).result()
+            self._dropper.submit(partial(drop, name=self._ended.popleft()))
 
     def close(self) -> None:
-        """Drop every database of this process; the thread ends."""
-        if os.getpid() != self._owner:
+        """Drop every database of this process; the threads end. May be called again."""
+        if os.getpid() != self._owner or self._is_closed:
             return
+        self._is_closed = True
         with self._lock:
             for spares in self._spares.values():
                 for spare in spares:
                     spare.cancel()
-        if self._admin is not None:
-            try:
-                self.with_admin(self._drop_all)
-                self.with_admin(lambda admin: admin.close())
-            except (psycopg.Error, FreshDatabaseError):
-                self._admin.close()  # the next run clears up
-            self._admin = None
-        self._worker.shutdown()
+        self._maker.close()
+        if self._spares:
+            with suppress(psycopg.Error, FreshDatabaseError):  # the next run clears up
+                self._dropper.submit(self._drop_all).result()
+        self._dropper.close()
 
     def _drop_all(self, admin: psycopg.Connection[Any]) -> None:
         for name in our_databases(admin, f"pgmonkey_test_{self.run}_"):
             if name not in self._kept:
                 drop(admin, name)
 
-    def _clone(self, template: str) -> str:
+    def _clone(self, template: str, admin: psycopg.Connection[Any]) -> str:
         start = perf_counter()
-        name = self._copy(self._connection(), template, str(next(self._numbers)))
+        name = self._copy(admin, template, str(next(self._numbers)))
         self.seconds.append(perf_counter() - start)
         return name
 
@@ -119,14 +113,28 @@ class Clones:
         create(admin, name, template)
         return name
 
-    def _drop(self, name: str) -> None:
-        drop(self._connection(), name)
+
+class _AdminThread:
+    """A thread with a connection of its own, which it opens when there is work."""
+
+    def __init__(self, server: Server, run: str) -> None:
+        self._server = server
+        self._run = run
+        self._admin: psycopg.Connection[Any] | None = None
+        self._executor = ThreadPoolExecutor(1, "pgmonkey-clones")
+
+    def submit(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
+        return self._executor.submit(lambda: work(self._connection()))
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        if self._admin is not None:
+            self._admin.close()
 
     def _connection(self) -> psycopg.Connection[Any]:
         admin = self._admin
         if admin is None or admin.closed or admin.broken:
-            self._admin = admin = connect(self.server, self.run)
-            drop_databases_of_dead_runs(admin)
+            self._admin = admin = connect(self._server, self._run)
         return admin
 
 
@@ -173,6 +181,23 @@ def create(admin: psycopg.Connection[Any], name: str, template: str = "template0
         raise FreshDatabaseError(
             f"The tests' server made no database for this test: {_said(error)}"
         ) from error
+
+
+def slim(settings: Mapping[str, Any], name: str) -> None:
+    """Make a database smaller by a fifth of its files, and every clone of it quicker to make.
+
+    Rewritten catalogs have no maps of their free space. Only catalogs: what else is there may have
+    indexes over functions of the schema's own.
+    """
+    with psycopg.connect(**{**settings, "dbname": name, "autocommit": True}) as conn:
+        tables = conn.execute(
+            "SELECT string_agg(oid::regclass::text, ', ') FROM pg_class WHERE relkind = 'r'"
+            " AND relnamespace = 'pg_catalog'::regnamespace AND NOT relisshared"
+        ).fetchone()
+        conn.execute(f"VACUUM (FULL) {tables and tables[0]}".encode())
+    # The first session after that writes the file from which all others load what the catalogs say.
+    with psycopg.connect(**{**settings, "dbname": name}) as conn:
+        conn.execute("SELECT 1")
 
 
 def drop(admin: psycopg.Connection[Any], name: str) -> None:

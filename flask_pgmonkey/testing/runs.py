@@ -30,7 +30,7 @@ from ..contexts import start_over_in_context
 from ..errors import FreshDatabaseError
 from ..per_process import PerProcess
 from .checks import Look, uncounted
-from .clones import Clones, connect, create, drop, our_databases
+from .clones import Clones, connect, create, drop, our_databases, slim
 from .server import Server, choose_server
 from .templates import Schema, fingerprint, run_sql_files
 
@@ -197,8 +197,10 @@ class Run:
                 ) from building.error
             # Whatever was not queried is an empty database.
             for source, name in names.items():
-                made = sql.Identifier(building.database_for(source))
-                admin.execute(_END_SESSIONS, [building.made[source]])
+                built = building.database_for(source)
+                admin.execute(_END_SESSIONS, [built])
+                slim(self.settings(), built)
+                made = sql.Identifier(built)
                 admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(made))
                 final = sql.Identifier(name)
                 admin.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(made, final))

@@ -31,6 +31,9 @@ SETTINGS = {
 }
 """Nothing here has to outlive the machine, and each worker of pytest-xdist has its own pools."""
 
+EMBEDDED_SETTINGS = {"file_copy_method": "clone"} if sys.platform == "linux" else {}
+"""The kernel copies the files; other servers may have a file system that cannot."""
+
 
 @dataclass(frozen=True)
 class Server:
@@ -74,7 +77,7 @@ def _embedded_server(project: Path) -> Server:
 
     def find() -> dict[str, Any]:
         _remove_what_a_crash_left(folder)
-        found = start_embedded(folder, SETTINGS)
+        found = start_embedded(folder, {**SETTINGS, **EMBEDDED_SETTINGS})
         with suppress(OSError):
             (folder / "boot").write_text(_boot())
         return found

@@ -6,7 +6,7 @@ import argparse
 import keyword
 from importlib import import_module
 
-BENCHMARKS = ("request", "seeing", "cache", "kill", "faults", "csv", "import", "async")
+BENCHMARKS = ("request", "seeing", "cache", "kill", "faults", "csv", "import", "async", "testing")
 
 
 def main() -> None:
