@@ -26,7 +26,6 @@ import psutil
 import psycopg
 import pytest
 
-import flask_pgmonkey
 from flask_pgmonkey.embedded import (
     ROOTS_FOLDER,
     Account,
@@ -46,13 +45,6 @@ from .suite import Suite
 
 IS_ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
-
-# The package's own __init__ imports Flask, which takes longer than what these programs do.
-WITHOUT_FLASK = f"""
-import sys, types
-package = sys.modules["flask_pgmonkey"] = types.ModuleType("flask_pgmonkey")
-package.__path__ = {flask_pgmonkey.__path__!r}
-"""
 
 # Imports all it needs before it becomes the other user, who may not reach this Python.
 PROGRAM = """
@@ -88,7 +80,7 @@ class App:
             environment["PYTHONPATH"] = f"{pythonpath}{os.pathsep}{before}"
         uid = os.geteuid() if account is None else account.uid
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WITHOUT_FLASK + PROGRAM, str(folder), str(uid)],
+            [sys.executable, "-c", PROGRAM, str(folder), str(uid)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -1131,7 +1123,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(project: Path) -
 
 def run_python(source: str, *arguments: object, inside: Sequence[str] = ()) -> list[str]:
     """Run a program to its end and return the lines that it printed."""
-    program = WITHOUT_FLASK + textwrap.dedent(source)
+    program = textwrap.dedent(source)
     done = subprocess.run(
         [*inside, sys.executable, "-c", program, *map(str, arguments)],
         capture_output=True,
