@@ -399,11 +399,12 @@ def test_an_embedded_server_is_stopped_when_the_time_has_run_out(
     suite.copy_cluster(open_folder / "instance" / "postgres" / "data")
     app = open_folder / "app.py"
     app.write_text(
+        "import time\n"
         "from flask import Flask\n"
         "from flask_pgmonkey import PGMonkey\n"
         f"app = Flask(__name__, instance_path={str(open_folder / 'instance')!r})\n"
         "def configure(conn):\n"
-        "    conn.execute('SELECT pg_sleep(600)')\n"
+        "    time.sleep(600)\n"
         "db = PGMonkey(app, config='embedded', configure=configure)\n"
     )
 
