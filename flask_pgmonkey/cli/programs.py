@@ -176,6 +176,10 @@ def _passfile(options: Mapping[str, str], password: str) -> Iterator[tuple[str, 
     Held by a lock, which the program inherits, so that what a killed process has left behind is
     known by nobody's holding it.
     """
+    user = options.get("user", "*")
+    for name, value in (("password", password), ("user", user)):
+        if "\n" in value or value.endswith("\r"):
+            raise WorkFailed(f"No program can be given a {name} with a line break in it.")
     _remove_what_kills_left()
     descriptor, path = tempfile.mkstemp(prefix=_PASSFILE_PREFIX)  # 0600
     try:
@@ -186,7 +190,7 @@ def _passfile(options: Mapping[str, str], password: str) -> Iterator[tuple[str, 
             hosts.append("localhost")  # as which libpq looks the usual socket up
         hosts += options.get("hostaddr", "").split(",")
         for host in dict.fromkeys(filter(None, hosts)):
-            fields = (host, "*", "*", options.get("user", "*"), password)
+            fields = (host, "*", "*", user, password)
             line = ":".join(_escaped(field) for field in fields)
             os.write(descriptor, os.fsencode(f"{line}\n"))
         yield path, descriptor

@@ -6,6 +6,7 @@ import click
 
 from .programs import url_for
 from .targets import Target, database_options
+from .terminal import say
 
 
 @click.command()
@@ -19,4 +20,4 @@ def url(target: Target, with_password: bool) -> None:
       flask --app shop pgmonkey url --bind reports --with-password
     """
     settings = {key: str(value) for key, value in target.config.connect_kwargs().items()}
-    click.echo(url_for(settings, with_secrets=with_password))
+    say(url_for(settings, with_secrets=with_password))

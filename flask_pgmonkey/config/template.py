@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from ..errors import ConfigError
+from ..printable import printable
 from .libpq import ENVIRONMENT_VARIABLES
 from .redaction import holds_literal_secret, is_literal_secret_key
 from .values import Setting, uri_options
@@ -68,7 +69,7 @@ def _from_env(variable: str) -> str:
 
 def _quoted(value: str) -> str:
     quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=sys.maxsize)
-    return quoted.rstrip("\n")
+    return printable(quoted.rstrip("\n"))  # whose escapes are those of YAML too
 
 
 def _filled(values: Mapping[str, str]) -> str:

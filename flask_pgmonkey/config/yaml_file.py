@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
+from ..printable import printable
 from .bounds import require_bounded
 from .interpolation import KeyPath, References, dotted, looks_like_reference, where_relative
 from .libpq import URI_SCHEMES, is_connection_string, parse_uri
@@ -115,7 +116,7 @@ def unwrap(config: Mapping[str, Any], origin: str, stacklevel: int) -> dict[str,
             "remove it and move its sections to the top level."
         )
     warnings.warn(
-        f"{origin}: the key postgresql around a config is deprecated; "
+        f"{printable(origin)}: the key postgresql around a config is deprecated; "
         "move its sections to the top level.",
         DeprecationWarning,
         stacklevel=stacklevel,

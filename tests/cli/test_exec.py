@@ -244,6 +244,17 @@ def test_a_secret_that_no_program_can_be_given_is_refused(run: Run, tmp_path: Pa
     assert PLANTED not in result.output
 
 
+@pytest.mark.parametrize("keyword", ["user", "password"])
+def test_what_no_file_of_passwords_can_hold_is_refused(
+    run: Run, tmp_path: Path, keyword: str
+) -> None:
+    settings = {"host": "db", "user": "app", "password": "planted"}
+    config = write(tmp_path, {**settings, keyword: "planted\n*:*:*:*:planted"})
+    shown = run("exec", "--config", config, "--", "true")
+    assert shown.exit_code == 1
+    assert shown.stderr == f"Error: No program can be given a {keyword} with a line break in it.\n"
+
+
 def test_several_hosts_lead_to_the_one_that_takes_writes(
     run_flask: RunFlask, planted: PrivateServer, proxy: MakeProxy, tmp_path: Path, secrets: Path
 ) -> None:

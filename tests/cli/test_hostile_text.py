@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click.testing
 import flask
@@ -13,8 +15,10 @@ import psycopg
 import pytest
 import yaml
 
+import flask_pgmonkey
 from flask_pgmonkey.cli.targets import Target
-from flask_pgmonkey.config import read_config
+from flask_pgmonkey.codegen import LIBRARIES, generate_program
+from flask_pgmonkey.config import CONNECTION_TYPES, load_config, read_config
 from flask_pgmonkey.server_audit import client_of, recommend_hba_rules
 
 from .conftest import Invoke, Run
@@ -44,6 +48,32 @@ def hostile_config(database: dict[str, Any], tmp_path: Path) -> Callable[..., Pa
         return path
 
     return write
+
+
+def calls_in(package: Path) -> Iterator[tuple[str, ast.Call]]:
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield file.name, node
+
+
+def test_nothing_is_said_past_what_makes_it_printable() -> None:
+    """So that the next command or log call is held to it as well."""
+    found = []
+    for file, call in calls_in(Path(flask_pgmonkey.__file__).parent):
+        said = ast.unparse(call.args[0]) if call.args else ""
+        match ast.unparse(call.func).split("."):
+            case ["logger", "warning" | "error" | "exception" | "info" | "debug"] if not isinstance(
+                call.args[0], ast.Constant
+            ):
+                found.append((file, said))  # the filter looks at the arguments only
+            case ["click", "echo"] if not said.startswith(("printable(", "json.dumps(")):
+                found.append((file, said))
+            case ["warnings", "warn"] if "printable(" not in said:
+                found.append((file, said))
+            case ["print"] | ["sys", "stdout" | "stderr", "write"]:
+                found.append((file, said))
+    assert found == [("generate_code.py", "program")]  # which has its own test below
 
 
 def test_names_of_a_csv_file(run: Run, config_file: Path, tmp_path: Path) -> None:
@@ -80,8 +110,9 @@ def test_words_of_the_server(run: Run, config_file: Path, tmp_path: Path) -> Non
 
 
 def test_values_of_a_config(run: Run, hostile_config: Callable[..., Path]) -> None:
+    assert_harmless(run("url", "--config", hostile_config(host=f"::1{HOSTILE}")), 1)
     config = hostile_config(application_name=HOSTILE, dbname=HOSTILE)
-    for command in ("show-config", "test", "server-config", "generate-code"):
+    for command in ("show-config", "test", "server-config", "generate-code", "url"):
         for form in ([], ["--json"]):
             result = run(command, "--config", config, *form)
             if command != "generate-code" or not form:
@@ -102,6 +133,39 @@ def test_names_of_files_and_binds(
     assert_harmless(run(command, f"--{HOSTILE}"), 1)
     assert_harmless(run("create-config", f"none/{HOSTILE}"), 1)
     assert_harmless(run("create-config", f"{HOSTILE}.new", "--uri", "postgresql://db"), 2)
+
+
+def test_a_warning_about_a_file(tmp_path: Path) -> None:
+    path = tmp_path / f"{HOSTILE}.yaml"
+    path.write_text("postgresql: {connection_settings: {host: db}}")
+    with pytest.warns(DeprecationWarning, match="the key postgresql") as warned:
+        load_config(path)
+    assert str(warned[0].message).isprintable()
+
+
+@pytest.mark.parametrize("name", [HOSTILE, '"""\nimport os\n', "'\"\\", "{{ config_path }}"])
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("type_", CONNECTION_TYPES)
+def test_the_name_of_a_file_in_a_program(library: str, type_: str, name: str) -> None:
+    program = generate_program(library, type_, name)
+    assert all(line.isprintable() for line in program.split("\n"))
+    nodes = ast.walk(ast.parse(program))
+    assert name in [node.value for node in nodes if isinstance(node, ast.Constant)]
+
+
+def test_parts_of_a_uri_in_a_config(run: Run, tmp_path: Path) -> None:
+    part = f"'\"{HOSTILE} # x: y"
+    quoted = quote(part, safe="")
+    run(
+        "create-config",
+        "new.yaml",
+        "--uri",
+        f"postgresql://{quoted}@db/d?application_name={quoted}",
+    )
+    text = (tmp_path / "new.yaml").read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in text.split("\n"))
+    settings = yaml.safe_load(text)["connection_settings"]
+    assert (settings["user"], settings["application_name"]) == (part, part)
 
 
 def test_no_name_adds_a_rule_to_pg_hba_conf(run: Run, tmp_path: Path) -> None:
