@@ -47,6 +47,15 @@ def init_db(orders: int = 200) -> int:
     return missing
 
 
+def has_tables() -> bool:
+    """Whether nothing is missing that :func:`init_db` creates."""
+    found: bool = db.fetch_value(
+        "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS name",
+        [["users", "products", "orders", "order_lines"]],
+    )
+    return found
+
+
 class UnusableConfig(click.ClickException):
     exit_code = 2
 

@@ -11,7 +11,7 @@ from flask.typing import ResponseReturnValue
 from psycopg.rows import dict_row
 from werkzeug.routing import IntegerConverter
 
-from .database import db, init_db
+from .database import db, has_tables, init_db
 from .orders import OrderRefusedError, place_order
 
 desk = Blueprint("desk", __name__)
@@ -156,12 +156,19 @@ def csv_blocks(header: Iterable[str], rows: Iterable[Iterable[object]]) -> Itera
     writer = csv.writer(block)
     writer.writerow(header)
     for row in rows:
-        writer.writerow(row)
+        writer.writerow(map(without_formula, row))
         if block.tell() >= 65_536:
             yield block.getvalue()
             block.seek(0)
             block.truncate()
     yield block.getvalue()
+
+
+def without_formula(value: object) -> object:
+    """*value*, with an apostrophe before a text that a spreadsheet would run."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
+        return f"'{value}"
+    return value
 
 
 @desk.get("/api/users")
@@ -178,6 +185,8 @@ def api_orders() -> ResponseReturnValue:
 
 @desk.post("/setup")
 def setup() -> ResponseReturnValue:
-    init_db()
-    flash("The tables are there, with customers, products and some orders.")
+    # Anybody can send this form, and a shop that is open wants no sample orders.
+    if not has_tables():
+        init_db()
+        flash("The tables are there, with customers, products and some orders.")
     return redirect(url_for(".orders"), 303)

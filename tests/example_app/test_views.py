@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
+from urllib.parse import urlsplit
 
 import pytest
 from flask import Flask
+from flask.sessions import SecureCookieSessionInterface
 
 from example_app.database import db, init_db
 
@@ -114,6 +117,47 @@ def test_the_csv_file_holds_every_line_of_every_order(desk: Flask, visitor: Visi
     assert header == ["order", "placed_at", "customer", "product", "quantity", "price"]
     assert len(rows) == lines
     assert {int(row[0]) for row in rows} == set(range(1, 3001))
+
+
+def test_no_name_in_the_csv_file_is_a_formula(desk: Flask, visitor: Visitor) -> None:
+    formulas = ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=A1"]
+    with desk.app_context():
+        for number, name in enumerate(formulas, 1):
+            db.execute("UPDATE users SET name = %s WHERE id = %s", [name, number])
+    _, *rows = csv.reader(io.StringIO(visitor.get("/orders.csv").text, newline=""))
+    assert {row[2] for row in rows} == {f"'{name}" for name in formulas}
+
+
+def test_a_form_of_more_than_any_visitor_types_is_refused_unread(visitor: Visitor) -> None:
+    sent = visitor.send("/orders/new", user=2, note="x" * 100_000)
+    assert sent.status_code == 413
+    assert "Request Entity Too Large" in sent.text
+
+
+def test_nobody_adds_sample_orders_to_a_shop_that_is_open(desk: Flask, visitor: Visitor) -> None:
+    assert visitor.send("/setup").status_code == 303
+    with desk.app_context():
+        assert db.fetch_value("SELECT count(*) FROM orders") == 45
+
+
+def test_a_session_that_somebody_else_signed_is_none(visitor: Visitor) -> None:
+    page = visitor.get("/orders/new")
+    cookie = page.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    forger = Flask("forger")
+    forger.secret_key = "guessed"
+    signer = SecureCookieSessionInterface().get_signing_serializer(forger)
+    assert signer is not None
+    visitor.client.set_cookie("session", signer.dumps({"csrf_token": "forged"}))
+    forged = {"csrf_token": "forged", "user": 2, "quantity-1": 1}
+    assert visitor.client.post("/orders/new", data=forged).status_code == 400
+
+
+def test_no_address_leads_to_another_site(visitor: Visitor) -> None:
+    for path in ("//evil.example", "/\\evil.example", "/%0d%0aLocation:%20//evil", "/.//evil"):
+        response = visitor.client.get(path, base_url="http://desk.example")
+        assert urlsplit(response.location or "").netloc in ("", "desk.example")
 
 
 def test_a_visitor_who_leaves_in_the_middle_of_the_file_holds_no_connection(
