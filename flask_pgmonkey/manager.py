@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NormalConnection,
         PoolConnection,
     )
+    from .connections.protocols import Timer
 
 SyncConnection: TypeAlias = "NormalConnection | PoolConnection"
 AsyncConnection: TypeAlias = "AsyncNormalConnection | AsyncPoolConnection"
@@ -75,6 +76,8 @@ class PGConnectionManager:
     :param find_origin: says whose the events of :mod:`flask_pgmonkey.signals` are; the connection
         objects' own without it.
     :param find_tag: gives a comment in which each statement ends, ``/*`` and ``*/`` included.
+    :ivar timers: hear how long the connections of its pools took to open and to borrow, and were
+        used; what is added is heard of pools that are open too.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class PGConnectionManager:
         self._describe_borrower = describe_borrower
         self._find_origin = find_origin
         self._find_tag = find_tag
+        self.timers: list[Timer] = []
         self._files: dict[tuple[ConfigPath, bool, bool], tuple[tuple[int, ...], Config]] = {}
         self._caches: PerProcess[_Cache] = PerProcess(_Cache)
 
@@ -358,6 +362,7 @@ class PGConnectionManager:
             "describe_borrower": self._describe_borrower,
             "find_origin": self._find_origin,
             "find_tag": self._find_tag,
+            "timers": self.timers,
         }
 
     @property

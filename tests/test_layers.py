@@ -12,7 +12,7 @@ PACKAGE = "flask_pgmonkey"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"cli", "health", "monitor", "testing"},
+    {"cli", "health", "metrics", "monitor", "testing"},
     {"activity", "csv_transfer", "server_audit", "codegen"},
     {"extension"},
     {"debugging"},

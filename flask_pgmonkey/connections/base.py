@@ -7,7 +7,7 @@ innermost one around the caller. What ``connection()`` gives, the caller holds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType, TracebackType
@@ -25,6 +25,8 @@ from .transaction import Transaction, ends_quietly
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from .protocols import Timer
 
 DescribeBorrower = Callable[[], str]
 AnyConnT = TypeVar("AnyConnT")
@@ -44,6 +46,7 @@ class ConnectionObject(ABC, Generic[StateT]):
         ``leak_threshold``.
     :param find_origin: says whose the events of its connections are; its own without it.
     :param find_tag: gives a comment for each statement, if there is to be one.
+    :param timers: hear how long a pool's connections took to open and to borrow, and were used.
     """
 
     connection_type: str
@@ -57,7 +60,10 @@ class ConnectionObject(ABC, Generic[StateT]):
         describe_borrower: DescribeBorrower | None = None,
         find_origin: FindOrigin | None = None,
         find_tag: Callable[[], bytes] | None = None,
+        timers: Sequence[Timer] = (),
     ) -> None:
+        self.timers: Sequence[Timer] = timers
+        self.known_as: str | None = None
         self.find_tag: Callable[[], bytes] | None = find_tag
         self.find_origin: FindOrigin | None = find_origin
         self.config: Config = config

@@ -33,6 +33,7 @@ from .watching import (
     note_borrowed,
     note_exhausted,
     note_opened,
+    note_time,
     take_unsent,
     tell_all,
     telling_later,
@@ -166,6 +167,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         conn.record.source = self
         if connection_opened.receivers:
             note_opened(self, monotonic() - began_at)
+        if self.timers:
+            note_time(self, "create_time", monotonic() - began_at)
         return conn
 
     # Borrowing and releasing
@@ -234,6 +237,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                     state.borrowed.lend(conn, now)
                     if connection_borrowed.receivers:
                         note_borrowed(self, now - start)
+                    if self.timers:
+                        note_time(self, "wait_time", now - start)
                     return conn
             except BaseException:
                 pool.discard(conn)
@@ -274,6 +279,8 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
             unsent = None
             if record.unsent or connection_returned.receivers:
                 unsent = take_unsent(record, now - record.borrowed_at)
+            if self.timers:
+                note_time(self, "use_time", now - record.borrowed_at)
             if is_reusable:
                 pool.give_back(conn, now)
             else:

@@ -37,6 +37,7 @@ from .watching import (
     note_borrowed,
     note_exhausted,
     note_opened,
+    note_time,
     take_unsent,
     tell_all,
     telling_later,
@@ -201,6 +202,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
         conn.record.source = self
         if connection_opened.receivers:
             note_opened(self, monotonic() - began_at)
+        if self.timers:
+            note_time(self, "create_time", monotonic() - began_at)
         return conn
 
     # Borrowing and releasing
@@ -270,6 +273,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                     state.borrowed.lend(conn, now)
                     if connection_borrowed.receivers:
                         note_borrowed(self, now - start)
+                    if self.timers:
+                        note_time(self, "wait_time", now - start)
                     return conn
             except BaseException:
                 await pool.discard(conn)
@@ -311,6 +316,8 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
             unsent = None
             if record.unsent or connection_returned.receivers:
                 unsent = take_unsent(record, now - record.borrowed_at)
+            if self.timers:
+                note_time(self, "use_time", now - record.borrowed_at)
             if is_reusable:
                 await pool.give_back(conn, now)
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import psycopg
@@ -16,6 +16,11 @@ AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any
 
 ConnT = TypeVar("ConnT", bound=psycopg.Connection[Any])
 AsyncConnT = TypeVar("AsyncConnT", bound=psycopg.AsyncConnection[Any])
+
+
+Timer: TypeAlias = Callable[[str, str, float], None]
+"""Takes the name of a pool, that of a time (``create_time``, ``wait_time``, ``use_time``) and a
+number of seconds. It may be called under locks, so it neither queries nor waits."""
 
 
 class NotedConnection(Protocol):
@@ -36,12 +41,16 @@ class Opener(Protocol):
         made stale.
     :ivar find_origin: says whose the events of its connections are.
     :ivar find_tag: gives the comment with which its connections end their statements.
+    :ivar timers: hear how long its connections took to open and to borrow, and were used.
+    :ivar known_as: what events and metrics call it, once somebody has asked.
     """
 
     connection_type: str
     plans_changed: int
     find_origin: FindOrigin | None
     find_tag: Callable[[], bytes] | None
+    timers: Sequence[Timer]
+    known_as: str | None
 
     @property
     def config(self) -> Config:

@@ -377,10 +377,19 @@ def _parts(query: sql.Composable) -> Iterator[str]:
 
 def pool_name(opener: Opener) -> str:
     """What events and metrics call the pool *opener*."""
-    origin = opener.find_origin(opener.config) if opener.find_origin is not None else None
-    name = origin.bind if origin is not None else None
-    suffix = " (async)" if opener.connection_type == "async_pool" else ""
-    return f"{name or opener.config.target}{suffix}"
+    if opener.known_as is None:
+        origin = opener.find_origin(opener.config) if opener.find_origin is not None else None
+        name = origin.bind if origin is not None else None
+        suffix = " (async)" if opener.connection_type == "async_pool" else ""
+        opener.known_as = f"{name or opener.config.target}{suffix}"
+    return opener.known_as
+
+
+def note_time(opener: Opener, name: str, seconds: float) -> None:
+    """Tell the pool's timers of a time."""
+    pool = opener.known_as or pool_name(opener)
+    for timer in opener.timers:
+        timer(pool, name, seconds)
 
 
 def note_opened(opener: Opener, duration: float) -> None:

@@ -31,10 +31,16 @@ APPS = {
     "PGMONKEY_SLOW_QUERY": {"PGMONKEY_SLOW_QUERY": 10},
     "PGMONKEY_QUERY_TAGS": {"PGMONKEY_QUERY_TAGS": ["application", "route"]},
     "PGMONKEY_ECHO, to a file": {"PGMONKEY_ECHO": True},
+    "metrics for OpenTelemetry": {"METRICS": "OpenTelemetry"},
+    "metrics for Prometheus": {"METRICS": "Prometheus"},
     "a line that the view logs, to a file": {"LOG": True},
     "debug": {"DEBUG": True},
 }
-BOUNDS = {"PGMONKEY_ECHO, to a file": "10 µs"}
+BOUNDS = {
+    "PGMONKEY_ECHO, to a file": "10 µs",
+    "metrics for OpenTelemetry": "10 µs",
+    "metrics for Prometheus": "10 µs",
+}
 
 # Runs in a process of its own, because one contender's receivers would be heard by all.
 PROGRAM = """
@@ -57,6 +63,17 @@ if keys.get("LISTEN"):
     @query_executed.connect_via(app)
     def listen(app, event):
         pass
+
+if keys.get("METRICS") == "OpenTelemetry":
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from flask_pgmonkey.metrics import instrument_app
+
+    instrument_app(app, MeterProvider([InMemoryMetricReader()]))
+if keys.get("METRICS") == "Prometheus":
+    from flask_pgmonkey.metrics import metrics_blueprint
+
+    app.register_blueprint(metrics_blueprint())
 
 @app.get("/")
 def view():

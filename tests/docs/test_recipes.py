@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -63,6 +64,8 @@ APPS = {
     "streaming",
     "slow_calls",
     "health_checks",
+    "opentelemetry_metrics",
+    "prometheus",
 }
 
 SCHEMA = """
@@ -294,6 +297,24 @@ def test_health_checks_answer(
         "databases": {"default": ready},
     }
     assert shown["databases"]["default"].keys() == ready.keys()
+
+
+@pytest.mark.parametrize("name", ["opentelemetry_metrics", "prometheus"])
+def test_metrics_are_those_that_the_page_lists(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any], name: str
+) -> None:
+    recipe = load(name)
+    with recipe.app.app_context():
+        recipe.db.fetch_all("SELECT 1")
+    if name == "prometheus":
+        shown = recipe.app.test_client().get("/metrics").text
+        listed = re.findall(r"`(db_client_\w+)`", (DOCS / "monitoring.md").read_text())
+        assert len(listed) == 9
+        assert not [metric for metric in listed if f"# TYPE {metric} " not in shown]
+    else:
+        assert "pgmonkey_metrics" in recipe.app.extensions
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
 
 
 def test_slow_calls_hold_no_connection(
