@@ -83,10 +83,12 @@ class ConnectionEvent(Event):
     :ivar pool: the name of the pool: that of its database, ``default (async)`` for the one of
         ``db.aio``. Of binds with the same config, which share a pool, that of the first; outside
         Flask, host, port and database.
+    :ivar backend_pid: the server process that serves it, as ``pg_stat_activity`` has it.
     :ivar duration: seconds that it took to open, that the borrower waited for it, or had it.
     """
 
     pool: str
+    backend_pid: int
     duration: float
 
 

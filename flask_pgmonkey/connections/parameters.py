@@ -25,7 +25,7 @@ def without_secrets(sql: str, params: Any) -> Any:
     Nothing says which column a parameter is for. So where the text names one that may hold secrets,
     they all may be.
     """
-    is_secret = _names_secret(sql)
+    is_secret = names_secret(sql)
     if isinstance(params, Mapping):
         return {
             name: REDACTED if is_secret else _without_secrets(name, value)
@@ -37,7 +37,8 @@ def without_secrets(sql: str, params: Any) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _names_secret(sql: str) -> bool:
+def names_secret(sql: str) -> bool:
+    """Whether a text names a column, a function or a setting that may hold secrets."""
     text = re.sub(r"%\(.*?\)", "", sql)  # the names of parameters count for themselves
     return re.search(_NAMES, text, re.IGNORECASE) is not None
 

@@ -166,7 +166,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         conn = ServerConnection.open(self, self._configure, self._row_factory)
         conn.record.source = self
         if connection_opened.receivers:
-            note_opened(self, monotonic() - began_at)
+            note_opened(conn.record, monotonic() - began_at)
         if self.timers:
             note_time(self, "create_time", monotonic() - began_at)
         return conn
@@ -236,7 +236,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                         record.prepare_anew(conn)
                     state.borrowed.lend(conn, now)
                     if connection_borrowed.receivers:
-                        note_borrowed(self, now - start)
+                        note_borrowed(record, now - start)
                     if self.timers:
                         note_time(self, "wait_time", now - start)
                     return conn
@@ -373,6 +373,14 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
         """psycopg_pool's counters (see its documentation); empty while the pool is closed."""
         pool = self._states.here().pool
         return pool.get_stats() if pool is not None else {}
+
+    def borrowed(self) -> list[ServerConnection]:
+        """The connections that are out in this process. They are their borrowers'."""
+        return [
+            conn
+            for conn in self._states.here().borrowed.all_borrowed()
+            if isinstance(conn, ServerConnection)
+        ]
 
     def measure(self) -> PoolMeasures:
         """How the pool stands in this process. Opens nothing, and may be asked by any thread."""

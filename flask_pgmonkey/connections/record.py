@@ -62,6 +62,7 @@ class ConnectionRecord(Generic[SourceT]):
 
     :ivar opener: what opened it.
     :ivar source: what it is given back to, where it is borrowed from a pool.
+    :ivar backend_pid: the server process at its other end.
     :ivar configure: what made it ready, after the config's settings.
     :ivar attributes: what :data:`attributes_of` gave when it was ready.
     :ivar adapters: its adapters then; None if nobody had asked for them.
@@ -96,6 +97,7 @@ class ConnectionRecord(Generic[SourceT]):
     __slots__ = (
         "adapters",
         "attributes",
+        "backend_pid",
         "bind",
         "blocks",
         "borrowed_at",
@@ -136,6 +138,7 @@ class ConnectionRecord(Generic[SourceT]):
         configure: Callable[[Any], Awaitable[None] | None] | None,
     ) -> None:
         self.opener: Opener = opener
+        self.backend_pid: int = conn.pgconn.backend_pid
         self.configure: Callable[[Any], Awaitable[None] | None] | None = configure
         self.poll_socket: Callable[[int], object] = socket_poll(conn.pgconn.socket)
         self.borrowed_at: float = 0.0

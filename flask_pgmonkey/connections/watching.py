@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
     from typing_extensions import Self
 
-    from ..events import Event
+    from ..events import ConnectionEvent, Event
     from .protocols import Opener
     from .record import ConnectionRecord
 
@@ -122,7 +122,7 @@ def call_site() -> CallSite | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        if not _is_of_no_interest(code.co_filename):
+        if not is_of_no_interest(code.co_filename):
             return CallSite(code.co_filename, frame.f_lineno, code.co_name)
         frame = frame.f_back
     hopped = hop.get()
@@ -140,7 +140,8 @@ _INSTALLED = tuple(
 
 
 @lru_cache(maxsize=4096)
-def _is_of_no_interest(file: str) -> bool:
+def is_of_no_interest(file: str) -> bool:
+    """Whether a file is of this package, of psycopg or of the standard library."""
     if file.startswith(_FOLDERS_OF_NO_INTEREST) or file.startswith("<frozen "):
         return True
     return file.startswith(_STANDARD_LIBRARY) and not file.startswith(_INSTALLED)
@@ -392,22 +393,31 @@ def note_time(opener: Opener, name: str, seconds: float) -> None:
         timer(pool, name, seconds)
 
 
-def note_opened(opener: Opener, duration: float) -> None:
+def note_opened(record: ConnectionRecord[Any], duration: float) -> None:
     """Tell of a connection that took *duration* seconds to open."""
-    _note_connection(connection_opened, opener, duration)
+    _note_connection(connection_opened, record, duration)
 
 
-def note_borrowed(opener: Opener, duration: float) -> None:
+def note_borrowed(record: ConnectionRecord[Any], duration: float) -> None:
     """Tell of a connection that was borrowed after *duration* seconds."""
-    _note_connection(connection_borrowed, opener, duration)
+    _note_connection(connection_borrowed, record, duration)
 
 
-def _note_connection(signal: NamedSignal, opener: Opener, duration: float) -> None:
+def _note_connection(signal: NamedSignal, record: ConnectionRecord[Any], duration: float) -> None:
+    origin = origin_of(record.opener, None)
+    event = _connection_event(record, origin, duration)
+    _tell_or_keep_back(signal, origin.sender, event)
+
+
+def _connection_event(
+    record: ConnectionRecord[Any], origin: Origin, duration: float
+) -> ConnectionEvent:
     from ..events import ConnectionEvent
 
-    origin = origin_of(opener, None)
-    event = ConnectionEvent(call_site(), origin.bind, origin.tally, pool_name(opener), duration)
-    _tell_or_keep_back(signal, origin.sender, event)
+    pool = pool_name(record.opener)
+    return ConnectionEvent(
+        call_site(), origin.bind, origin.tally, pool, record.backend_pid, duration
+    )
 
 
 def take_unsent(record: ConnectionRecord[Any], duration: float) -> list[Unsent]:
@@ -416,11 +426,8 @@ def take_unsent(record: ConnectionRecord[Any], duration: float) -> list[Unsent]:
     unsent = list(record.unsent)
     record.unsent.clear()
     if connection_returned.receivers:
-        from ..events import ConnectionEvent
-
         origin = origin_of(record.opener, record.bind)
-        pool = pool_name(record.opener)
-        event = ConnectionEvent(call_site(), origin.bind, origin.tally, pool, duration)
+        event = _connection_event(record, origin, duration)
         unsent.append((connection_returned, origin.sender, event))
     return unsent
 
