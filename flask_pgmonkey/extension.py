@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         NormalConnection,
         PoolConnection,
     )
+    from .monitor.recording import Recording
     from .streaming import RowStream
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -77,6 +78,7 @@ _KEYS = (
     "PGMONKEY_ECHO",
     "PGMONKEY_SLOW_QUERY",
     "PGMONKEY_QUERY_TAGS",
+    "PGMONKEY_MONITOR",
 )
 
 
@@ -102,6 +104,7 @@ class _AppState:
         self.configs: dict[tuple[int, str], Config] = {}
         self.names: dict[str, str] = names  # of binds, by the key of their config
         self.is_debugged = False
+        self.recording: Recording | None = None
         self.listeners: list[object] = []  # to signals, which do not keep them alive
         self.find_pool: dict[tuple[int, str], Callable[[], PoolConnection]] = {}
         all_states.add(self)
@@ -429,6 +432,8 @@ class PGMonkey(BoundDatabase[Row]):
             answer_outages(app)
         if echoes or slow:
             self._apps[app].listeners.append(_log_queries(app, echoes, slow))
+        if _switch(app, "PGMONKEY_MONITOR"):
+            self._apps[app].recording = _show_monitor(self, app)
 
     def _sources(self, app: Flask) -> Iterator[tuple[str, ConfigSource]]:
         config = app.config.get("PGMONKEY_CONFIG", self._config)
@@ -546,6 +551,8 @@ class PGMonkey(BoundDatabase[Row]):
             if app.debug and not state.is_debugged:
                 state.is_debugged = True
                 _watch_requests(app)
+                if state.recording is not None:
+                    state.recording.start()
         return config
 
     @property
@@ -624,6 +631,12 @@ def _watch_requests(app: Flask) -> None:
     from .debugging import watch_requests  # what production does not use
 
     watch_requests(app)
+
+
+def _show_monitor(db: PGMonkey[Any], app: Flask) -> Recording:
+    from .monitor import show_in_debug  # what many apps never use
+
+    return show_in_debug(db, app)
 
 
 def _warn_of_unknown_keys(app: Flask) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from time import perf_counter
 from typing import Any, NamedTuple, TypeAlias
 
 from blinker import NamedSignal, Namespace
@@ -64,12 +65,22 @@ class Tally:
     :ivar endpoint: the request's endpoint; None outside of one.
     :ivar method: its HTTP method; None outside of one.
     :ivar path: its path; None outside of one.
+    :ivar began: when it was first asked for, by ``time.perf_counter``.
     :ivar queries: how many queries have ended, without BEGIN, COMMIT and the like.
     :ivar seconds: how long they took, and BEGIN, COMMIT and the like with them.
     :ivar repeats: how often a query ran from a call site, where that is counted.
     """
 
-    __slots__ = ("__weakref__", "endpoint", "method", "path", "queries", "repeats", "seconds")
+    __slots__ = (
+        "__weakref__",
+        "began",
+        "endpoint",
+        "method",
+        "path",
+        "queries",
+        "repeats",
+        "seconds",
+    )
 
     def __init__(
         self, endpoint: str | None = None, method: str | None = None, path: str | None = None
@@ -77,6 +88,7 @@ class Tally:
         self.endpoint: str | None = endpoint
         self.method: str | None = method
         self.path: str | None = path
+        self.began: float = perf_counter()
         self.queries: int = 0
         self.seconds: float = 0.0
         self.repeats: dict[tuple[str, CallSite | None], int] = {}

@@ -12,11 +12,11 @@ PACKAGE = "flask_pgmonkey"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
-    {"cli", "health", "metrics", "monitor", "testing"},
-    {"activity", "csv_transfer", "server_audit", "codegen"},
+    {"cli", "health", "metrics", "testing"},
+    {"csv_transfer", "server_audit", "codegen"},
     {"extension"},
-    {"debugging"},
-    {"contexts", "query_log", "query_tags", "unavailable"},
+    {"debugging", "monitor"},
+    {"activity", "contexts", "query_log", "query_tags", "unavailable"},
     {"aio"},
     {"background", "database_async"},
     {"database"},

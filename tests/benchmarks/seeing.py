@@ -1,4 +1,4 @@
-"""What it costs a request with one query to be seen: shut eyes, a receiver, the log, debug."""
+"""What it costs a request with one query to be seen: by nobody, the log, the monitor, debug."""
 
 from __future__ import annotations
 
@@ -34,12 +34,15 @@ APPS = {
     "metrics for OpenTelemetry": {"METRICS": "OpenTelemetry"},
     "metrics for Prometheus": {"METRICS": "Prometheus"},
     "a line that the view logs, to a file": {"LOG": True},
+    "the monitor": {"MONITOR": True},
     "debug": {"DEBUG": True},
+    "debug, and the monitor": {"DEBUG": True, "PGMONKEY_MONITOR": True},
 }
 BOUNDS = {
     "PGMONKEY_ECHO, to a file": "10 µs",
     "metrics for OpenTelemetry": "10 µs",
     "metrics for Prometheus": "10 µs",
+    "the monitor": "15 µs",
 }
 
 # Runs in a process of its own, because one contender's receivers would be heard by all.
@@ -74,6 +77,10 @@ if keys.get("METRICS") == "Prometheus":
     from flask_pgmonkey.metrics import metrics_blueprint
 
     app.register_blueprint(metrics_blueprint())
+if keys.get("MONITOR"):
+    from flask_pgmonkey.monitor import monitor_blueprint
+
+    app.register_blueprint(monitor_blueprint(db, authorize=bool), url_prefix="/seen")
 
 @app.get("/")
 def view():
