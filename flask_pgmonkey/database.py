@@ -52,6 +52,7 @@ class Database(Queries[Row]):
     :param configure: called with every new psycopg connection.
     :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file`` in the config.
     :param allow_sensitive_defaults: allow ``${VAR:-default}`` for secret keys too.
+    :param direct: connect as ``direct_settings`` say, past a transaction pooler.
     :raises ConfigError: for a config that cannot be used.
     """
 
@@ -64,6 +65,7 @@ class Database(Queries[Row]):
         configure: Configure | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        direct: bool = False,
     ) -> None: ...
     @overload
     def __init__(
@@ -74,6 +76,7 @@ class Database(Queries[Row]):
         configure: Configure | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        direct: bool = False,
     ) -> None: ...
     def __init__(
         self,
@@ -83,10 +86,12 @@ class Database(Queries[Row]):
         configure: Configure | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        direct: bool = False,
     ) -> None:
-        self._config = read_config(
+        read = read_config(
             config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
         )
+        self._config = read.direct() if direct else read
         self.manager: PGConnectionManager = PGConnectionManager(
             row_factory=row_factory,
             configure=configure,

@@ -104,6 +104,7 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
     :param configure: called with every new psycopg connection; awaited if it returns an awaitable.
     :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file`` in the config.
     :param allow_sensitive_defaults: allow ``${VAR:-default}`` for secret keys too.
+    :param direct: connect as ``direct_settings`` say, past a transaction pooler.
     :raises ConfigError: for a config that cannot be used.
     """
 
@@ -116,6 +117,7 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
         configure: Configure | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        direct: bool = False,
     ) -> None: ...
     @overload
     def __init__(
@@ -126,6 +128,7 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
         configure: Configure | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        direct: bool = False,
     ) -> None: ...
     def __init__(
         self,
@@ -135,16 +138,18 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
         configure: Configure | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
+        direct: bool = False,
     ) -> None:
+        read = read_config(
+            config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
+        )
         super().__init__(
             PGConnectionManager(
                 row_factory=row_factory,
                 configure=configure,
                 find_origin=partial(origin_of_database, ref(self)),
             ),
-            read_config(
-                config, resolve_env=resolve_env, allow_sensitive_defaults=allow_sensitive_defaults
-            ),
+            read.direct() if direct else read,
         )
         self._of_task: WeakKeyDictionary[asyncio.Task[Any], _TaskTransaction] = WeakKeyDictionary()
 

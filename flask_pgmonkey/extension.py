@@ -141,31 +141,53 @@ class BoundDatabase(Queries[Row]):
 
     @overload
     def get_connection(
-        self, connection_type: Literal["normal"], force_reload: bool = False
+        self,
+        connection_type: Literal["normal"],
+        force_reload: bool = False,
+        *,
+        direct: bool = False,
     ) -> NormalConnection: ...
     @overload
     def get_connection(
-        self, connection_type: Literal["pool"], force_reload: bool = False
+        self, connection_type: Literal["pool"], force_reload: bool = False, *, direct: bool = False
     ) -> PoolConnection: ...
     @overload
     def get_connection(
-        self, connection_type: Literal["async"], force_reload: bool = False
+        self, connection_type: Literal["async"], force_reload: bool = False, *, direct: bool = False
     ) -> Awaitable[AsyncNormalConnection]: ...
     @overload
     def get_connection(
-        self, connection_type: Literal["async_pool"], force_reload: bool = False
+        self,
+        connection_type: Literal["async_pool"],
+        force_reload: bool = False,
+        *,
+        direct: bool = False,
     ) -> Awaitable[AsyncPoolConnection]: ...
     @overload
     def get_connection(
-        self, connection_type: ConnectionType | None = None, force_reload: bool = False
+        self,
+        connection_type: ConnectionType | None = None,
+        force_reload: bool = False,
+        *,
+        direct: bool = False,
     ) -> Any: ...
     def get_connection(
-        self, connection_type: ConnectionType | None = None, force_reload: bool = False
+        self,
+        connection_type: ConnectionType | None = None,
+        force_reload: bool = False,
+        *,
+        direct: bool = False,
     ) -> Any:
         """The app's connection object of a type, for background work; an awaitable that gives it
-        for async types. See :meth:`PGConnectionManager.get_database_connection`."""
+        for async types. See :meth:`PGConnectionManager.get_database_connection`.
+
+        :param direct: one that connects as ``direct_settings`` say, past a transaction pooler.
+        """
         state = self._db._state()
         config = self._db.get_config(self._name)
+        if direct:
+            config = config.direct()
+            state.names.setdefault(config.key, self._name)
         if (connection_type or config.connection_type) in _ASYNC_TYPES and has_request_context():
             _advise_against_async_in_views()
         return state.manager.connection_for(config, connection_type, force_reload)

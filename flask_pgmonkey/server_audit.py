@@ -133,9 +133,7 @@ def client_of(config: Config) -> Client:
     """How libpq reads *config* in this environment. Connects to nothing."""
     given = config.settings_kwargs()
     known = {name: str(value) for name, value in given.items() if name in KEYWORDS}
-    has_password = bool(
-        known.pop("password", "") or os.environ.get("PGPASSWORD") or config.unresolved.login
-    )
+    has_password = bool(known.pop("password", "") or os.environ.get("PGPASSWORD") or config.login)
     options, _ = effective_options(known)  # Reading the config has heard libpq's objections.
     return Client(config, options, has_password)
 

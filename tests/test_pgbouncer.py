@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from flask import Flask
 
-from flask_pgmonkey import Database, PGConnectionManager, PGMonkey
+from flask_pgmonkey import AsyncDatabase, Database, PGConnectionManager, PGMonkey
 
 from .ports import give_back_port, reserve_port
 from .proxy import Proxy
@@ -186,3 +186,33 @@ def test_a_pgbouncer_that_is_full_is_waited_for(
             other.close()
         pool.release(waiting.result(30))
     pool.disconnect()
+
+
+def test_direct_settings_lead_past_it(bouncer: Bouncer, private_server: PrivateServer) -> None:
+    config = {
+        "connection_settings": bouncer.settings(),
+        "direct_settings": {"port": private_server.port},
+    }
+    app = Flask(__name__)
+    db = PGMonkey(app, config=config)
+    with app.app_context(), db.get_connection("normal", direct=True) as conn:
+        conn.execute("LISTEN orders")
+        conn.commit()
+        db.execute("NOTIFY orders, 'through the pooler'")
+        assert [n.payload for n in conn.notifies(timeout=5, stop_after=1)] == ["through the pooler"]
+        db.clear_cache()
+
+    direct = Database(config, direct=True)
+    with direct.pool as conn:
+        assert conn.info.port == private_server.port
+    direct.close()
+
+    async def port_of_async() -> int:
+        there = AsyncDatabase(config, direct=True)
+        assert await there.fetch_value("SELECT 1") == 1
+        async with await there.manager.async_pool_for(there.config) as conn:
+            port = conn.info.port
+        await there.disconnect()
+        return port
+
+    assert asyncio.run(port_of_async()) == private_server.port

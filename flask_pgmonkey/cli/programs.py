@@ -65,12 +65,12 @@ def environment_for(target: Target) -> Iterator[tuple[dict[str, str], tuple[int,
     """The environment for programs on the database of *target*, until the end of the block, and the
     descriptors that a program has to inherit.
 
-    libpq's variables are those of the config and of nothing else, with the password in a file that
-    only we may read; ``DATABASE_URL`` is without it.
+    libpq's variables are those of the config and of nothing else, ``direct_settings`` first, with
+    the password in a file that only we may read; ``DATABASE_URL`` is without it.
 
     :raises WorkFailed: for a secret that programs cannot be given.
     """
-    settings = {key: str(value) for key, value in target.config.connect_kwargs().items()}
+    settings = {key: str(value) for key, value in target.config.direct().connect_kwargs().items()}
     for keyword in settings.keys() & (_SECRETS - ENVIRONMENT_VARIABLES.keys()):
         raise WorkFailed(f"No program can be given {keyword} without showing it to other users.")
     options = _options(settings)

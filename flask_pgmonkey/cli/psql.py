@@ -28,7 +28,7 @@ def psql(target: Target, arguments: tuple[str, ...]) -> None:
     """
     rest = {
         keyword: str(value)
-        for keyword, value in target.config.connect_kwargs().items()
+        for keyword, value in target.config.direct().connect_kwargs().items()
         if keyword in KEYWORDS - ENVIRONMENT_VARIABLES.keys()
         and TCP_DEFAULTS.get(keyword) != value  # Beside --dbname a name after -- is the user's.
     }

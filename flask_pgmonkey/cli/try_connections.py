@@ -32,6 +32,9 @@ from .seconds import Seconds
 from .targets import Target, find_options, find_targets
 from .terminal import print_table, say, say_aside
 
+DIRECT = "direct"
+TYPES = (*CONNECTION_TYPES, DIRECT)
+
 
 @dataclass(frozen=True)
 class PoolSize:
@@ -62,14 +65,19 @@ class Row:
     """When the login ends, if what gave it says so."""
     pool: PoolSize | None = None
 
+    @property
+    def is_announcement(self) -> bool:
+        """Whether it only says that a row of this bind and type will come."""
+        return not self.passed and self.error is None
+
 
 @click.command("test", short_help="Test every connection type of every database.")
 @find_options
 @click.option(
     "--type",
     "connection_type",
-    type=click.Choice(CONNECTION_TYPES),
-    help="Test this connection type only.",
+    type=click.Choice(TYPES),
+    help="Test this connection type only; direct is a normal one by direct_settings.",
 )
 @click.option(
     "--timeout",
@@ -84,8 +92,9 @@ def try_connections(
 ) -> None:
     """Connect and query with every connection type of every database.
 
-    From each pool one connection more than min_size is borrowed at once, as far as max_size
-    allows. Exit code 0 if all passed, 1 if any failed, 2 if a config cannot be used.
+    Where there are direct_settings, they are tried too. From each pool one connection more than
+    min_size is borrowed at once, as far as max_size allows. Exit code 0 if all passed, 1 if any
+    failed, 2 if a config cannot be used.
 
     \b
       flask --app shop pgmonkey test
@@ -110,14 +119,23 @@ def try_connections(
     ]
     for thread in threads:
         thread.start()
-    for _ in range(len(rows)):
+    awaited = set(rows)
+    while awaited:
         try:
             row = results.get(timeout=max(0.0, deadline - monotonic()))
         except Empty:
             break
-        rows[row.bind, row.type] = row
+        key = row.bind, row.type
+        if row.is_announcement:
+            awaited.add(key)
+            rows[key] = replace(row, error=unfinished)
+        else:
+            awaited.discard(key)
+            rows[key] = row
     if len(unusable) < len(targets):
-        print_rows(list(rows.values()), as_json)
+        names = [target.name for target in targets]
+        in_order = sorted(rows, key=lambda key: (names.index(key[0]), TYPES.index(key[1])))
+        print_rows([rows[key] for key in in_order], as_json)
     else:
         for error in unusable.values():
             say_aside(f"Error: {one_line(error)}")
@@ -148,6 +166,9 @@ def probe_types(
 ) -> None:
     """Put a row for each of *types* into *results*; the error of a config goes to *unusable* too.
 
+    With all types go the ``direct_settings``, if there are any: that a row for them will come is
+    announced by one without a result.
+
     One after the other, so that the types do not take each other's places on a small server. Where
     the first fails the rest will hardly get a place, and where it takes over a tenth of *timeout*
     they would not be done in time, since pools connect twice: then they run at once.
@@ -160,6 +181,9 @@ def probe_types(
         for type_ in types:
             results.put(Row(target.name, type_, error=one_line(error)))
         return
+    if types == CONNECTION_TYPES and config.unresolved.has_direct_settings:
+        results.put(Row(target.name, DIRECT))  # before any other, or it would not be awaited
+        types = TYPES
     start = monotonic()
     first, *rest = types
     row = probe_type(target, config, first)
@@ -191,7 +215,7 @@ def probe_type(target: Target, config: Config, type_: str) -> Row:
     try:
         if type_.startswith("async"):
             return asyncio.run(probe_async(manager, config, row))
-        return probe_sync(manager, config, row)
+        return probe_sync(manager, config.direct() if type_ == DIRECT else config, row)
     except Exception as error:  # Not psycopg's only: the app's own `configure` runs in there.
         return replace(row, error=words_of(error))
     except SystemExit as end:
@@ -214,7 +238,7 @@ def probe_sync(manager: PGConnectionManager, config: Config, row: Row) -> Row:
     """
     start = perf_counter()
     try:
-        connection = manager.connection_for(config, row.type)
+        connection = manager.connection_for(config, "normal" if row.type == DIRECT else row.type)
         connected = perf_counter()
         with connection as conn:
             cursor = conn.cursor(row_factory=tuple_row)

@@ -19,5 +19,5 @@ def url(target: Target, with_password: bool) -> None:
       flask --app shop pgmonkey url
       flask --app shop pgmonkey url --bind reports --with-password
     """
-    settings = {key: str(value) for key, value in target.config.connect_kwargs().items()}
+    settings = {key: str(value) for key, value in target.config.direct().connect_kwargs().items()}
     say(url_for(settings, with_secrets=with_password))

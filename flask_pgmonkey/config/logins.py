@@ -91,13 +91,13 @@ class LoginSource:
 
 
 def login_source(
-    password: object, origin: str, references: References | None
+    password: object, section: str, origin: str, references: References | None
 ) -> LoginSource | None:
-    """The source that stands in the place of a password; None if none does.
+    """The source that stands in the place of the password of *section*; None if none does.
 
     :raises ConfigError: for one that can never give a login.
     """
-    path: KeyPath = ("connection_settings", "password")
+    path: KeyPath = (section, "password")
     place = f"{origin}: {dotted(path)}"
     if callable(password):
         if asyncio.iscoroutinefunction(password):

@@ -33,6 +33,7 @@ def shown_values(config: Config) -> list[ShownValue]:
     values = (
         (("connection_type",), config.connection_type, _origin(config, ("connection_type",))),
         *_connection_values(config),
+        *_direct_values(config),
         *_pool_values(config, "pool_settings"),
         *_pool_values(config, "async_pool_settings"),
         *_server_values(config, "sync_settings"),
@@ -48,8 +49,8 @@ def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
     section = "connection_settings"
     settings = config.unresolved.settings(section)
     in_uri = uri_options(settings["uri"]) if "uri" in settings else {}
-    if config.unresolved.login is not None:
-        yield (section, "password"), REDACTED, config.unresolved.login.kind
+    if config.login is not None:
+        yield (section, "password"), REDACTED, config.login.kind
     for name in ("uri", *PSYCOPG_KEYS):
         if name in settings:
             yield (section, name), settings[name].value, _origin(config, (section, name))
@@ -60,7 +61,7 @@ def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
         for keyword, variable in ENVIRONMENT_VARIABLES.items()
         if variable in os.environ
     }
-    if config.unresolved.login is not None:
+    if config.login is not None:
         environment.pop("password", None)
         kwargs.pop("password", None)
     in_use = {**COMPILED_DEFAULTS, **environment, **effective, **kwargs}
@@ -77,6 +78,19 @@ def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
         else:
             origin = _origin_in_libpq(keyword, in_use, kwargs)
         yield path, in_use[keyword], origin
+
+
+def _direct_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
+    """What ``direct_settings`` say; for all else ``connection_settings`` hold."""
+    section = "direct_settings"
+    if section in config.unresolved.logins:
+        yield (section, "password"), REDACTED, config.unresolved.logins[section].kind
+    settings = config.unresolved.settings(section)
+    in_uri = uri_options(settings["uri"]) if "uri" in settings else {}
+    for name, setting in settings.items():
+        yield (section, name), setting.value, _origin(config, (section, name))
+    for name in sorted(in_uri.keys() - settings.keys()):
+        yield (section, name), in_uri[name], "URI"
 
 
 def _origin_in_libpq(keyword: str, in_use: dict[str, Any], kwargs: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -20,7 +21,7 @@ from .interpolation import (
 )
 from .libpq import URI_SCHEMES
 from .redaction import is_secret_key
-from .values import PSYCOPG_KEYS, Setting, check_keys
+from .values import CONNECTION_SECTIONS, PSYCOPG_KEYS, Setting, check_keys
 from .yaml_file import logger, path_of, read_file, type_name, unwrap, warn_if_readable
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ class UnresolvedConfig:
     :param kind: ``file``, ``mapping`` or ``URI``.
     :param sections: the sections, without empty values.
     :param references: None where ``resolve_env`` is off.
-    :param login: what gives the password, where that is a callable or a command; it is in none of
-        the *sections*.
-    :param is_whole: whether nothing is left out that libpq weighs against the rest.
+    :param logins: by section, what gives the password where that is a callable or a command; it is
+        in none of the *sections*.
+    :param incomplete_sections: where something is left out that libpq weighs against the rest.
     """
 
     __slots__ = (
         "connection_type",
-        "is_whole",
+        "incomplete_sections",
         "kind",
-        "login",
+        "logins",
         "origin",
         "references",
         "sections",
@@ -60,19 +61,24 @@ class UnresolvedConfig:
         connection_type: Any,
         sections: dict[str, dict[str, Any]],
         references: References | None,
-        login: LoginSource | None = None,
-        is_whole: bool = True,
+        logins: Mapping[str, LoginSource] = MappingProxyType({}),
+        incomplete_sections: frozenset[str] = frozenset(),
     ) -> None:
         self.origin: str = origin
         self.kind: str = kind
         self.connection_type: Any = connection_type
         self.sections: dict[str, dict[str, Any]] = sections
         self.references: References | None = references
-        self.login: LoginSource | None = login
-        self.is_whole: bool = is_whole
+        self.logins: Mapping[str, LoginSource] = logins
+        self.incomplete_sections: frozenset[str] = incomplete_sections
 
     def __repr__(self) -> str:
         return f"<UnresolvedConfig from {self.origin}>"
+
+    @property
+    def has_direct_settings(self) -> bool:
+        """Whether ``direct_settings`` say anything."""
+        return bool(self.sections["direct_settings"]) or "direct_settings" in self.logins
 
     def settings(self, section: str) -> dict[str, Setting]:
         """The values of *section*, resolved and ready to be checked.
@@ -142,7 +148,11 @@ class UnresolvedConfig:
             section: {name: value for name, value in content.items() if not is_reference(value)}
             for section, content in self.sections.items()
         }
-        left_out = self.sections["connection_settings"].keys() - sections["connection_settings"]
+        incomplete = {
+            section
+            for section in CONNECTION_SECTIONS
+            if self.sections[section].keys() - sections[section].keys() - _NEVER_WEIGHED
+        }
         is_literal = not is_reference(self.connection_type)
         return UnresolvedConfig(
             self.origin,
@@ -150,8 +160,8 @@ class UnresolvedConfig:
             self.connection_type if is_literal else None,
             sections,
             self.references,
-            self.login,
-            is_whole=left_out <= _NEVER_WEIGHED,
+            self.logins,
+            incomplete_sections=frozenset(incomplete),
         )
 
     def warn_about_lookalikes(self) -> None:
@@ -205,13 +215,15 @@ def read_unresolved(
     content = unwrap(content, origin, stacklevel=4)
     references = References(origin, folder, allow_sensitive_defaults) if resolve_env else None
     sections = check_keys(content, origin)
-    settings = sections["connection_settings"]
-    password, login = settings.get("password"), None
-    if password is not None and not isinstance(password, str):
-        from .logins import login_source  # few have one
+    logins = {}
+    for section in CONNECTION_SECTIONS:
+        password = sections[section].get("password")
+        if password is not None and not isinstance(password, str):
+            from .logins import login_source  # few have one
 
-        login = login_source(password, origin, references)
-    if login is not None:
-        del settings["password"]
+            login = login_source(password, section, origin, references)
+            if login is not None:
+                logins[section] = login
+                del sections[section]["password"]
     type_ = content.get("connection_type")
-    return UnresolvedConfig(origin, kind, type_, sections, references, login)
+    return UnresolvedConfig(origin, kind, type_, sections, references, logins)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .libpq import ENVIRONMENT_VARIABLES, effective_options, uses_tcp
@@ -18,6 +19,7 @@ from .redaction import redacted_value
 from .unresolved import ConfigSource, UnresolvedConfig, read_unresolved
 from .values import (
     CONNECTION_DEFAULTS,
+    CONNECTION_SECTIONS,
     CONNECTION_TYPES,
     POOL_KEYS,
     PSYCOPG_KEYS,
@@ -27,6 +29,9 @@ from .values import (
     server_setting,
     uri_options,
 )
+
+if TYPE_CHECKING:
+    from .logins import LoginSource
 
 # Keys serve within one process; the salt keeps anyone from guessing passwords out of them.
 _KEY_SALT = os.urandom(32)
@@ -50,6 +55,8 @@ class Config:
         gives a login as itself.
     :ivar target: ``user@host:port/dbname`` for logs, with libpq's defaults filled in.
     :ivar unresolved: what stands in the config, secrets included.
+    :ivar login: what gives the login, where that is a callable or a command.
+    :ivar is_direct: whether ``direct_settings`` override ``connection_settings``.
     :ivar find_server: gives the connection settings that lead to a server which may move, or has
         to be started first; called for each new connection, and may block.
     """
@@ -65,12 +72,27 @@ class Config:
     unresolved: UnresolvedConfig
     _defaults: Mapping[str, str]
     _seen_variables: tuple[tuple[str, str | None], ...]
+    login: LoginSource | None = None
+    is_direct: bool = False
     find_server: Callable[[], Mapping[str, Any]] | None = None
+
+    def direct(self) -> Config:
+        """The config for what a pooler cannot serve: itself where it has no ``direct_settings``.
+
+        Only now are their references resolved: the owner's password need not be where the app is.
+
+        :raises EnvInterpolationError: if a reference cannot be resolved.
+        :raises ConfigError: for a resolved value that cannot be used.
+        """
+        if self.is_direct or not self.unresolved.has_direct_settings:
+            return self
+        return _validated(self.unresolved, is_direct=True)
 
     def settings_kwargs(self) -> dict[str, Any]:
         """:meth:`connect_kwargs` without what a callable or a command has to be asked for."""
         found = self.find_server() if self.find_server is not None else {}
-        return {**self._defaults, **_connection_settings(self.unresolved).kwargs(), **found}
+        settings = _combined(_parts_of_connection(self.unresolved, self.is_direct))
+        return {**self._defaults, **settings.kwargs(), **found}
 
     def connect_kwargs(self, login: Login | None = None) -> dict[str, Any]:
         """Fresh keyword arguments for :func:`psycopg.connect`, without ``autocommit``.
@@ -87,31 +109,31 @@ class Config:
 
     async def connect_kwargs_on_loop(self, login: Login | None = None) -> dict[str, Any]:
         """:meth:`connect_kwargs`, without blocking the running event loop."""
-        if self.find_server is None and self.unresolved.login is None:
+        if self.find_server is None and self.login is None:
             return self.connect_kwargs()
         return await asyncio.to_thread(self.connect_kwargs, login)
 
     def ask_login(self) -> Login | None:
         """The login for one more connection, where a callable or a command gives it. May block."""
-        source = self.unresolved.login
+        source = self.login
         return source.get() if source is not None else None
 
     async def ask_login_on_loop(self) -> Login | None:
         """:meth:`ask_login`, without blocking the running event loop."""
-        if self.unresolved.login is None:
+        if self.login is None:
             return None
         return await asyncio.to_thread(self.ask_login)
 
     def ask_another_login(self, refused: Login | None) -> Login | None:
         """A login in place of one that the server refused, if there is another. May block."""
-        source = self.unresolved.login
+        source = self.login
         if source is None or refused is None:
             return None
         return source.get_another(refused)
 
     async def ask_another_login_on_loop(self, refused: Login | None) -> Login | None:
         """:meth:`ask_another_login`, without blocking the running event loop."""
-        if self.unresolved.login is None:
+        if self.login is None:
             return None
         return await asyncio.to_thread(self.ask_another_login, refused)
 
@@ -161,6 +183,7 @@ def read_config(
     unresolved = read_unresolved(source, resolve_env, allow_sensitive_defaults, origin)
     unresolved.warn_about_lookalikes()
     config = _validated(unresolved)
+    _check_direct_settings(unresolved)
     unresolved.warn_about_secret_files()
     return config
 
@@ -179,13 +202,20 @@ def check_config(
     """
     unresolved = read_unresolved(source, resolve_env, allow_sensitive_defaults, origin)
     _validated(unresolved.without_references())
+    _check_direct_settings(unresolved)
+
+
+def _check_direct_settings(unresolved: UnresolvedConfig) -> None:
+    if unresolved.has_direct_settings:
+        _validated(unresolved.without_references(), is_direct=True)
 
 
 class ConnectionSettings:
-    """The section ``connection_settings``, resolved and checked.
+    """The section ``connection_settings`` or ``direct_settings``, resolved and checked.
 
     :param from_uri: the options that ``uri`` gives.
     :param own: the options that have a key of their own and override those of the URI.
+    :param autocommit: None where nothing is said of it.
     :param of_psycopg: what else is given of the arguments of :func:`psycopg.connect`.
     """
 
@@ -195,13 +225,13 @@ class ConnectionSettings:
         self,
         from_uri: dict[str, str],
         own: dict[str, str],
-        autocommit: bool,
+        autocommit: bool | None,
         prepared_max: int | None,
         of_psycopg: dict[str, Any],
     ) -> None:
         self.from_uri: dict[str, str] = from_uri
         self.own: dict[str, str] = own
-        self.autocommit: bool = autocommit
+        self.autocommit: bool | None = autocommit
         self.prepared_max: int | None = prepared_max
         self.of_psycopg: dict[str, Any] = of_psycopg
 
@@ -216,8 +246,24 @@ class ConnectionSettings:
         """The arguments for psycopg."""
         return {**self.options(), **self.of_psycopg}
 
+    def overridden_by(self, other: ConnectionSettings) -> ConnectionSettings:
+        """These settings, but for what *other* says: a server that it names is named whole."""
+        said = other.options().keys()
+        replaced: set[str] = set(said)
+        if other.from_uri or said & {"service"}:
+            replaced |= {"host", "hostaddr", "port", "service"}
+        elif said & {"host", "hostaddr"}:
+            replaced |= {"host", "hostaddr"}
+        return ConnectionSettings(
+            from_uri={k: v for k, v in self.from_uri.items() if k not in replaced} | other.from_uri,
+            own={k: v for k, v in self.own.items() if k not in replaced} | other.own,
+            autocommit=self.autocommit if other.autocommit is None else other.autocommit,
+            prepared_max=other.prepared_max or self.prepared_max,
+            of_psycopg={**self.of_psycopg, **other.of_psycopg},
+        )
 
-def _validated(unresolved: UnresolvedConfig) -> Config:
+
+def _validated(unresolved: UnresolvedConfig, is_direct: bool = False) -> Config:
     seen = tuple((name, os.environ.get(name)) for name in sorted(unresolved.variables()))
     connection_type = _connection_type(unresolved)
     pool = _pool_settings(unresolved, "pool_settings")
@@ -226,19 +272,22 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         section: _server_settings(unresolved, section)
         for section in ("sync_settings", "async_settings")
     }
-    connection = _connection_settings(unresolved)
-    effective = _accepted_by_libpq(connection, unresolved) if unresolved.is_whole else {}
+    parts = _parts_of_connection(unresolved, is_direct)
+    connection = _combined(parts)
+    login = _login_in_use(unresolved, parts)
+    is_whole = unresolved.incomplete_sections.isdisjoint(parts)
+    effective = _accepted_by_libpq(connection, unresolved, list(parts)) if is_whole else {}
     from_elsewhere = effective.keys() - connection.options()
     defaults = CONNECTION_DEFAULTS | (TCP_DEFAULTS if uses_tcp(effective) else {})
     content = (
         connection_type,
-        connection.autocommit,
+        connection.autocommit or False,
         connection.prepared_max,
         connection.of_psycopg,
-        unresolved.login and (unresolved.login.kind, unresolved.login.identity),
+        login and (login.kind, login.identity),
         tuple(pool),
         tuple(async_pool),
-        _identity(unresolved, "connection_settings", connection.own, connection.from_uri),
+        *(_identity(unresolved, section, s.own, s.from_uri) for section, s in parts.items()),
         *(_identity(unresolved, section, values) for section, values in server_settings.items()),
     )
     return Config(
@@ -246,14 +295,40 @@ def _validated(unresolved: UnresolvedConfig) -> Config:
         connection_type=connection_type,
         pool=pool,
         async_pool=async_pool,
-        autocommit=connection.autocommit,
+        autocommit=connection.autocommit or False,
         prepared_max=connection.prepared_max,
         key=blake2b(repr(content).encode(), digest_size=16, key=_KEY_SALT).hexdigest(),
         target=_target(effective),
         unresolved=unresolved,
         _defaults={k: v for k, v in defaults.items() if k not in from_elsewhere},
         _seen_variables=seen,
+        login=login,
+        is_direct=is_direct,
     )
+
+
+def _parts_of_connection(
+    unresolved: UnresolvedConfig, is_direct: bool
+) -> dict[str, ConnectionSettings]:
+    """The sections that say where to connect, the last of which overrides the others."""
+    sections = CONNECTION_SECTIONS if is_direct else CONNECTION_SECTIONS[:1]
+    return {section: _connection_settings(unresolved, section) for section in sections}
+
+
+def _combined(parts: Mapping[str, ConnectionSettings]) -> ConnectionSettings:
+    return reduce(ConnectionSettings.overridden_by, parts.values())
+
+
+def _login_in_use(
+    unresolved: UnresolvedConfig, parts: Mapping[str, ConnectionSettings]
+) -> LoginSource | None:
+    login = None
+    for section, settings in parts.items():
+        if section in unresolved.logins:
+            login = unresolved.logins[section]
+        elif "password" in settings.options():
+            login = None
+    return login
 
 
 def _identity(
@@ -294,8 +369,8 @@ def _server_settings(unresolved: UnresolvedConfig, section: str) -> Mapping[str,
     return MappingProxyType({name: server_setting(s) for name, s in settings.items()})
 
 
-def _connection_settings(unresolved: UnresolvedConfig) -> ConnectionSettings:
-    settings = unresolved.settings("connection_settings")
+def _connection_settings(unresolved: UnresolvedConfig, section: str) -> ConnectionSettings:
+    settings = unresolved.settings(section)
     of_psycopg = {
         name: read(settings.pop(name)) for name, read in PSYCOPG_KEYS.items() if name in settings
     }
@@ -308,14 +383,14 @@ def _connection_settings(unresolved: UnresolvedConfig) -> ConnectionSettings:
     return ConnectionSettings(
         from_uri=from_uri,
         own=own,
-        autocommit=of_psycopg.pop("autocommit", False),
+        autocommit=of_psycopg.pop("autocommit", None),
         prepared_max=of_psycopg.pop("prepared_max", None),
         of_psycopg=of_psycopg,
     )
 
 
 def _accepted_by_libpq(
-    connection: ConnectionSettings, unresolved: UnresolvedConfig
+    connection: ConnectionSettings, unresolved: UnresolvedConfig, sections: Sequence[str]
 ) -> dict[str, str]:
     """All options that libpq would connect with.
 
@@ -325,12 +400,12 @@ def _accepted_by_libpq(
     effective, objection = effective_options(options)
     if not objection:
         return effective
-    if connection.from_uri or unresolved.has_references("connection_settings"):
+    if connection.from_uri or any(map(unresolved.has_references, sections)):
         objection = re.sub(r'".*"', '"…"', objection, flags=re.DOTALL)
-    place = "connection_settings"
+    place = sections[-1]  # Without that one, libpq was content.
     for keyword in sorted(set(re.findall(r"\w+", objection)) & {*options, *ENVIRONMENT_VARIABLES}):
         if keyword in options:
-            place = f"connection_settings.{keyword}"
+            place = f"{sections[-1]}.{keyword}"
         elif (variable := ENVIRONMENT_VARIABLES[keyword]) in os.environ:
             place = f"the environment variable {variable}"
     raise ConfigError(f"{unresolved.origin}: {place}: {objection}.")

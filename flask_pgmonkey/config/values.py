@@ -166,8 +166,13 @@ def server_setting(setting: Setting) -> str:
 def _text_for_libpq(setting: Setting) -> str:
     written = text(setting)
     if written.lstrip().startswith(URI_SCHEMES):
-        raise ConfigError(f"{setting.place} holds a URI; move it to connection_settings.uri.")
+        raise ConfigError(f"{setting.place} holds a URI; move it to {_key_for_uris(setting)}.")
     return written
+
+
+def _key_for_uris(setting: Setting) -> str:
+    section = setting.place.rpartition(": ")[2].partition(".")[0]
+    return f"{section}.uri"
 
 
 def _shown_in_target(setting: Setting) -> str:
@@ -176,7 +181,7 @@ def _shown_in_target(setting: Setting) -> str:
     if is_connection_string(written) or re.search(r"\w:", written.rpartition("@")[0]):
         raise ConfigError(
             f"{setting.place} holds a connection string; write each of its parts under its own "
-            "key, or a URI under connection_settings.uri."
+            f"key, or a URI under {_key_for_uris(setting)}."
         )
     return written
 
@@ -287,9 +292,12 @@ POOL_KEYS: dict[str, Callable[[Setting], Any]] = {
 }
 _KEYS_OF_OURS = {"check_on_checkout", "reset_on_return", "leak_threshold", "query_timeout"}
 
+#: Where to connect: the second overrides the first for what a pooler cannot serve.
+CONNECTION_SECTIONS = ("connection_settings", "direct_settings")
+
 #: The keys of each section; None where any name of a server setting may stand.
 SECTIONS: dict[str, Collection[str] | None] = {
-    "connection_settings": CONNECTION_KEYS,
+    **dict.fromkeys(CONNECTION_SECTIONS, CONNECTION_KEYS),
     "pool_settings": POOL_KEYS,
     "async_pool_settings": POOL_KEYS,
     "sync_settings": None,
@@ -388,7 +396,7 @@ def _unknown_key(origin: str, section: str | None, key: object) -> str:
         return f"{place}: this key is not the name of a server setting."
     if nearest := _OTHER_NAMES.get(key) or nearest_name(key, known):
         return f"{place} is not a known key; did you mean {nearest}?"
-    if section == "connection_settings":
+    if known is CONNECTION_KEYS:
         return f"{place} is not a known key; settings of the server belong in sync_settings."
     if section is None:
         return (

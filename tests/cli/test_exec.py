@@ -353,3 +353,20 @@ def test_the_password_is_in_a_url_only_where_it_is_asked_for(
     assert conninfo_to_dict(url)["password"] == PLANTED
     with psycopg.connect(url) as conn:
         assert conn.execute("SELECT current_user").fetchone() == ("app",)
+
+
+def test_direct_settings_say_where_programs_go(
+    run_flask: RunFlask, planted: PrivateServer, tmp_path: Path, secrets: Path
+) -> None:
+    config = tmp_path / "db.yaml"
+    pooled = {"host": "no-such-pooler.invalid", "port": 6432, "user": "app", "password": "other"}
+    direct = {"host": planted.host, "port": planted.port, "dbname": "app", "password": PLANTED}
+    config.write_text(yaml.safe_dump({"connection_settings": pooled, "direct_settings": direct}))
+    config.chmod(0o600)
+    for program in (CONNECT, CONNECT_BY_URL):
+        shown = run_flask("pgmonkey", "exec", "--config", config, *python(program))
+        assert (shown.stdout, shown.stderr) == ("app\n", "")
+    asked = run_flask("pgmonkey", "psql", "--config", config, "--", "-Atc", "SELECT current_user")
+    assert (asked.stdout, asked.stderr) == ("app\n", "")
+    url = run_flask("pgmonkey", "url", "--config", config)
+    assert url.stdout == f"postgresql://app@{planted.host}:{planted.port}/app\n"

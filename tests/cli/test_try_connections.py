@@ -604,3 +604,43 @@ def test_a_server_that_wants_the_password_in_clear_is_one_line_for_each_type(
         assert line.startswith(f"{config} {type_}: ")
         assert "server requested a cleartext password" in line
     assert "planted" not in shown.output
+
+
+def test_direct_settings_have_a_row_of_their_own(
+    run: Run, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    settings, wrong = private_server.settings(), {"password": "planted"}
+    config = write(tmp_path, settings, direct_settings=wrong)
+
+    shown = run("test", "--config", config, "--json")
+
+    assert shown.exit_code == 1
+    rows = rows_of(shown.stdout)
+    assert tuple(rows) == (*CONNECTION_TYPES, "direct")
+    assert {name for name, row in rows.items() if row["passed"]} == set(CONNECTION_TYPES)
+    assert "password authentication failed" in rows["direct"]["error"]
+    assert "planted" not in shown.output
+
+    config = write(tmp_path, {**settings, **wrong}, direct_settings=settings)
+    shown = run("test", "--config", config, "--type", "direct")
+    assert shown.exit_code == 0
+    _, line = shown.stdout.splitlines()
+    assert line.split()[1:3] == ["direct", "passed"]
+
+
+def test_direct_settings_that_lead_nowhere_end_with_the_timeout(
+    run_flask: RunFlask,
+    start_fake: Callable[[Act], FakeServer],
+    private_server: PrivateServer,
+    tmp_path: Path,
+) -> None:
+    silent = start_fake(lambda client: client.wait_for_its_end())
+    direct = {"host": "127.0.0.1", "port": silent.port, "connect_timeout": 60}
+    config = write(tmp_path, private_server.settings(), direct_settings=direct)
+
+    shown = run_flask("pgmonkey", "test", "--config", config, "--json", "--timeout", "3")
+
+    assert shown.returncode == 1
+    rows = rows_of(shown.stdout)
+    assert {name for name, row in rows.items() if row["passed"]} == set(CONNECTION_TYPES)
+    assert rows["direct"]["error"] == "not finished within the 3 s of --timeout"

@@ -318,6 +318,6 @@ def test_nothing_of_a_config_shows_what_a_source_gave() -> None:
         config = read_config(config_of(password), resolve_env=True)
         assert config.connect_kwargs()["password"] == SECRET
         unresolved = config.unresolved
-        shown = f"{config!r} {unresolved!r} {unresolved.login!r} {config.ask_login()!r}"
+        shown = f"{config!r} {unresolved!r} {config.login!r} {config.ask_login()!r}"
         shown += f"{config.target} {config.key} {shown_values(config)}"
         assert SECRET not in shown
