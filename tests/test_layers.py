@@ -26,7 +26,7 @@ LAYERS = [
     {"connections", "embedded"},
     {"config"},
     {"rows"},
-    {"events", "per_process", "plans"},
+    {"events", "inspection", "per_process", "plans"},
     {"errors", "files", "mistakes", "owned_lock", "printable", "signals"},
 ]
 LEVELS = {name: len(LAYERS) - level for level, names in enumerate(LAYERS) for name in names}

@@ -21,6 +21,7 @@ COMMANDS = {
     "create-config": "create_config",
     "show-config": "show_config",
     "generate-code": "generate_code",
+    "inspect": "inspect",
     "server-config": "server_config",
     "import-csv": "import_csv",
     "export-csv": "export_csv",

@@ -86,6 +86,31 @@ def test_names_of_a_csv_file(run: Run, config_file: Path, tmp_path: Path) -> Non
         assert_harmless(run(*command, HOSTILE, path))
 
 
+def test_names_and_comments_that_inspect_shows(run: Run, config_file: Path) -> None:
+    settings = yaml.safe_load(config_file.read_text())["connection_settings"]
+    with psycopg.connect(**settings, autocommit=True) as connection:
+        connection.execute(f"""
+            CREATE TABLE "{HOSTILE}" ("{HOSTILE}" text DEFAULT '{HOSTILE}' UNIQUE);
+            COMMENT ON TABLE "{HOSTILE}" IS '{HOSTILE}';
+            COMMENT ON COLUMN "{HOSTILE}"."{HOSTILE}" IS '{HOSTILE}';
+        """)
+    inspect = ("inspect", "--config", config_file)
+    for words in (
+        [],
+        ["--json"],
+        [HOSTILE],
+        [HOSTILE, "--dataclass"],
+        [f"{HOSTILE}x"],
+        ["--query", f'SELECT 1 AS "{HOSTILE}"', "--dataclass"],
+        ["--query", f'SELECT 1 AS "{HOSTILE}"'],
+    ):
+        result = run(*inspect, *words)
+        assert_harmless(result)
+        assert (
+            r"\x1b[2J" in result.output or r"\u001b[2J" in result.output or "x_2j" in result.output
+        )
+
+
 def test_words_of_the_server(run: Run, config_file: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load(config_file.read_text())["connection_settings"]
     with psycopg.connect(**settings, autocommit=True) as connection:
