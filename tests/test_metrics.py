@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 from weakref import ref
 
+import psycopg
 import pytest
 from flask import Flask
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
@@ -550,9 +551,13 @@ def spans() -> Iterator[InMemorySpanExporter]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     instrumentor = PsycopgInstrumentor()
+    before = {cls: vars(cls)["connect"] for cls in (psycopg.Connection, psycopg.AsyncConnection)}
     instrumentor.instrument(tracer_provider=provider, skip_dep_check=True)
     yield exporter
     instrumentor.uninstrument()
+    for cls, connect in before.items():
+        # What it puts back is bound to psycopg's class, and gives subclasses connections of that.
+        setattr(cls, "connect", connect)  # noqa: B010
 
 
 def test_the_instrumentation_of_psycopg_makes_the_spans_of_queries(
