@@ -148,7 +148,7 @@ class References:
             return (
                 self._read_variable(self._variable_name(target, path), path)
                 if kind == "from_env"
-                else self._read_file(self._file_path(target, path), path)
+                else self._read_file(target, path)
             )
         if isinstance(value, Mapping):
             return {key: self.resolve(item, (*path, key)) for key, item in value.items()}
@@ -245,7 +245,8 @@ class References:
             return default
         raise self._error(path, f"the environment variable {variable} is not set")
 
-    def _read_file(self, file: Path, path: KeyPath) -> str:
+    def _read_file(self, target: object, path: KeyPath) -> str:
+        file = self._file_path(target, path)
         try:
             content, _ = read_small_file(file)
             return content.decode().rstrip("\r\n")
@@ -253,9 +254,11 @@ class References:
             reason = error.strerror or type(error).__name__
         except UnicodeError:
             reason = "it is not UTF-8 text"
-        raise self._error(
-            path, f"cannot read the file {str(file)!r}{where_relative(file)}: {reason}"
-        )
+        # As it is written where a variable is in it, which may hold the secret by mistake.
+        named = f"{str(file)!r}{where_relative(file)}"
+        if is_reference(target):
+            named = repr(target)
+        raise self._error(path, f"cannot read the file {named}: {reason}")
 
     def _error(self, path: KeyPath, problem: str) -> EnvInterpolationError:
         return EnvInterpolationError(f"{self._origin}: {dotted(path)}: {problem}.")

@@ -63,6 +63,14 @@ PLANTED: list[Callable[[str], dict[str, Any]]] = [
     lambda secret: {"connection_settings": {"password": {"from_command": ["x"], "ttl": secret}}},
     lambda secret: {"connection_settings": {"password": f"{secret}\0"}},
     lambda secret: {"connection_settings": {"passwrod": secret}},
+    lambda secret: {"connection_settings": {"password": {"from_file": "${PLANTED}"}}},
+    lambda secret: {"connection_settings": {"password": "${PLANTED}", "port": "${PLANTED}"}},
+    lambda secret: {"connection_settings": {"sslmode": {"from_env": "PLANTED"}}},
+    lambda secret: {"connection_settings": {"connect_timeout": "${PLANTED}"}},
+    lambda secret: {"connection_settings": {"service": "x${PLANTED}"}},
+    lambda secret: {"pool_settings": {"max_size": {"from_env": "PLANTED"}}},
+    lambda secret: {"async_pool_settings": {"timeout": ["${PLANTED}"]}},
+    lambda secret: {"connection_type": "${PLANTED}"},
     lambda secret: {"connection_settings": {f"password={secret}": 1}},
     lambda secret: {"connection_settings": {"sslpassword": secret, "sslkey": secret}},
     lambda secret: {"connection_settings": {"options": f"-c app.token={secret} -c a=b"}},
@@ -214,11 +222,13 @@ def test_a_thousand_configs_with_planted_secrets(
 ) -> None:
     for name in [name for name in os.environ if name.startswith("PG")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("PLANTED", SECRET)
     start = time.monotonic()
     run(SEED, HOW_MANY, tmp_path)
     assert time.monotonic() - start < 60  # 8 s where nothing else runs
 
 
 if __name__ == "__main__":
+    os.environ["PLANTED"] = SECRET
     with tempfile.TemporaryDirectory() as folder:
         run(int(sys.argv[1]), int(sys.argv[2]), Path(folder))

@@ -134,8 +134,18 @@ def test_a_file_is_relative_to_the_folder_of_its_config(
     config = load_config(folder / "db.yaml", resolve_env=True)
     assert config["connection_settings"]["password"] == "beside"
     monkeypatch.setenv("UNSET", str(folder / "elsewhere"))
-    with pytest.raises(EnvInterpolationError, match="elsewhere"):
+    with pytest.raises(EnvInterpolationError, match=r"'\${UNSET:-secret}': No such file"):
         load_config(folder / "db.yaml", resolve_env=True)
+
+
+def test_a_secret_in_the_place_of_a_file_does_not_show(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "hunter2")
+    with pytest.raises(EnvInterpolationError) as caught:
+        resolve_env_vars({"password": {"from_file": "${DB_PASSWORD}"}})
+    assert "cannot read the file '${DB_PASSWORD}'" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
