@@ -27,7 +27,7 @@ _SPOKEN_BY_SERVER_OR_TLS = (
     r"\bFATAL\b|\bSSL\b|certificate|no password supplied|authentication method"
 )
 
-_LOGIN_REFUSED = r'authentication failed|\b28P01\b|wrong password|role ".*" does not exist'
+_LOGIN_REFUSED = r'authentication failed|\b28P01\b|wrong password|role ".{0,63}" does not exist'
 
 
 def is_login_refused(error: BaseException) -> bool:

@@ -39,7 +39,7 @@ def without_secrets(sql: str, params: Any) -> Any:
 @lru_cache(maxsize=1024)
 def names_secret(sql: str) -> bool:
     """Whether a text names a column, a function or a setting that may hold secrets."""
-    text = re.sub(r"%\(.*?\)", "", sql)  # the names of parameters count for themselves
+    text = re.sub(r"%\([^()]*\)", "", sql)  # the names of parameters count for themselves
     return re.search(_NAMES, text, re.IGNORECASE) is not None
 
 

@@ -21,7 +21,8 @@ from .connect_errors import seconds
 T = TypeVar("T")
 
 LONGEST_RELEASE = 2.0
-"""Seconds a server has for each answer while a connection is made ready for the next borrower."""
+"""Seconds a server has for each answer while a block is rolled back, and while a connection is made
+ready for the next borrower."""
 
 LONGEST_SILENCE = 1.0
 """Seconds a server has to answer when it is asked to cancel a query."""

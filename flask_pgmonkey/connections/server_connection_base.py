@@ -175,8 +175,8 @@ class BaseServerConnection(BaseConnection[Any]):
         return self.bounded(timeout, "connect_timeout")
 
     def bounded_as_release(self) -> AbstractContextManager[None]:
-        """A block whose queries keep whoever gives the connection back for a short time only."""
-        return self.bounded(min(self.query_timeout or inf, LONGEST_RELEASE), "giving it back")
+        """A block whose queries keep whoever is done with the connection for a short time only."""
+        return self.bounded(min(self.query_timeout or inf, LONGEST_RELEASE), "the end of a block")
 
     @property
     def wants_commit(self) -> bool:

@@ -151,7 +151,10 @@ class Transaction(_OwnTransaction["psycopg.Connection[Any]"], psycopg.Transactio
     ) -> bool:
         if self.pgconn.status != ConnStatus.OK:
             return self._end_dead(exc_val)
-        return super().__exit__(exc_type, exc_val, exc_tb)
+        if exc_type is None:
+            return super().__exit__(exc_type, exc_val, exc_tb)
+        with self._conn.bounded_as_release():  # type: ignore[attr-defined]
+            return super().__exit__(exc_type, exc_val, exc_tb)
 
 
 class AsyncTransaction(_OwnTransaction["psycopg.AsyncConnection[Any]"], psycopg.AsyncTransaction):
@@ -179,7 +182,10 @@ class AsyncTransaction(_OwnTransaction["psycopg.AsyncConnection[Any]"], psycopg.
     ) -> bool:
         if self.pgconn.status != ConnStatus.OK:
             return self._end_dead(exc_val)
-        return await super().__aexit__(exc_type, exc_val, exc_tb)
+        if exc_type is None:
+            return await super().__aexit__(exc_type, exc_val, exc_tb)
+        with self._conn.bounded_as_release():  # type: ignore[attr-defined]
+            return await super().__aexit__(exc_type, exc_val, exc_tb)
 
 
 def ends_quietly(exc: BaseException | None, ending: object = None) -> bool:

@@ -254,6 +254,29 @@ async def test_a_network_that_goes_silent_is_an_error_soon_after(
 # What is ours to ask does not wait for ever, though queries may
 
 
+@sync_and_async
+async def test_rolling_back_does_not_wait_for_a_stopped_server(
+    fragile: AsyncCase, private_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_connection_base, "LONGEST_RELEASE", 0.1)
+    for module in (server_connection, server_connection_async):
+        monkeypatch.setattr(module, "LONGEST_SILENCE", 0.1)
+    connection = await fragile.open({"autocommit": True})
+    with within(10), pytest.raises(ServerSilentError, match="the end of a block") as raised:
+        async with connection as conn:
+            async with conn.transaction():
+                await conn.execute("SELECT 1")
+                private_server.pause()
+                raise ZeroDivisionError
+    assert conn.closed
+    error: BaseException | None = raised.value
+    while error is not None and not isinstance(error, ZeroDivisionError):
+        error = error.__cause__ or error.__context__
+    assert error is not None, "why it was rolled back is not told"
+    private_server.resume()
+    fragile.terminate()  # nobody has told the backend
+
+
 @pytest.mark.parametrize("left", ["a transaction", "state", "a refused write"])
 @sync_and_async
 async def test_giving_back_does_not_wait_for_a_stopped_server(
