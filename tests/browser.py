@@ -15,7 +15,7 @@ from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 PROGRAM = next(filter(None, map(shutil.which, _NAMES)), None)
-PATIENCE = 30.0
+PATIENCE = 20.0
 
 
 class Browser:
@@ -51,7 +51,7 @@ class Browser:
     def go(self, address: str) -> None:
         """Load a page."""
         self._call("Page.navigate", url=address)
-        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait_for("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from ..manager import PGConnectionManager
 
+EVERY = 2.0
+"""Seconds after which a page that lives is asked for again."""
+
 URL_PREFIX = "/_pgmonkey"
 """Where ``PGMONKEY_MONITOR`` puts the monitor."""
 
@@ -313,6 +316,7 @@ class _Monitor:
                 endpoint=(request.endpoint or "").rpartition(".")[2],
                 now=time.time(),
                 process=os.getpid(),
+                every=EVERY,
                 since=rings.since,
                 ring_size=QUERIES,
                 url=lambda endpoint, **given: url_for(f".{endpoint}", **given),

@@ -9,6 +9,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from flask_pgmonkey import PGMonkey
+from flask_pgmonkey.monitor import page, recording, server
 from flask_pgmonkey.monitor.page import URL_PREFIX, recording_of
 from flask_pgmonkey.monitor.recording import Recording, Rings
 
@@ -31,6 +32,7 @@ class Watched:
             }
         )
         self.db: PGMonkey[Any] = PGMonkey(self.app)
+        self.app.add_url_rule("/page", "page", str)
 
     @property
     def recording(self) -> Recording:
@@ -65,7 +67,10 @@ class Watch(Protocol):
 
 @pytest.fixture
 def watch(database: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """Makes apps with a monitor, on the test's database without other settings."""
+    """Makes apps with a monitor that looks often, on the test's database if not on another."""
+    monkeypatch.setattr(page, "EVERY", 0.1)
+    monkeypatch.setattr(recording, "SECONDS_BETWEEN_SAMPLES", 0.1)
+    monkeypatch.setattr(server, "KEPT_FOR", 0.1)
     made: list[Watched] = []
 
     def make(settings: dict[str, Any] | None = None, **config: Any) -> Watched:

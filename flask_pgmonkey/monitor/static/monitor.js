@@ -4,7 +4,7 @@
 // nobody is reading closely. Without this script the page is a page.
 
 (() => {
-  const EVERY = 2000;
+  const EVERY = 1000 * document.body.dataset.every;
   const PATIENCE = 5000;
   const TRIES_FOR_PROCESS = 6;
   const button = document.getElementById("pause");
