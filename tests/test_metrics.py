@@ -517,9 +517,13 @@ def test_in_multiprocess_mode_the_page_shows_all_processes(
         deadline = time.monotonic() + 10
         while True:  # the child writes a moment later
             page = app.test_client().get("/metrics").text
-            if 'wait_time_seconds_count{db_client_connection_pool_name="default"} 3.0' in page:
+            if (
+                'wait_time_seconds_count{db_client_connection_pool_name="default"} 3.0' in page
+                and 'db_client_connection_state="used"} 1.0' in page
+            ):
                 break
             assert time.monotonic() < deadline, page
+            time.sleep(0.05)
         print(page)
         os.write(done[1], b"!")
         os.waitpid(pid, 0)
