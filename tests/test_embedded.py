@@ -737,6 +737,17 @@ def test_nobody_waits_for_ever_for_a_process_that_was_suspended_as_it_started_th
     assert_stopped(heir)
 
 
+def test_nobody_waits_for_ever_for_who_may_write_in_the_folder_and_holds_a_lock(
+    project: Path,
+) -> None:
+    folder = project / "postgres"
+    with (folder / "users.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        (error,) = run_python(START_WITHOUT_PATIENCE, folder)
+    assert f"Another process has held {folder}/users.lock" in error
+    assert not (folder / "data" / "postmaster.pid").exists()
+
+
 # A neighbour who may write in the folder puts a link to what he wants in the place of each new one.
 SWAP = """
 import os, sys

@@ -46,24 +46,28 @@ def give(descriptor: int, uid: int, gid: int) -> None:
         os.fchown(descriptor, uid, gid)
 
 
-def share_lock(descriptor: int) -> None:
-    """Hold a lock together with others who share it; blocks while one holds it exclusively."""
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+def share_lock(descriptor: int, path: Path) -> None:
+    """Hold the lock *path* together with others who share it.
+
+    :raises EmbeddedServerError: when another has held it exclusively for a minute.
+    """
+    if not wait_for_lock(descriptor, HELD_TIMEOUT, is_shared=True):
+        raise _held(path)
 
 
-def try_lock(descriptor: int) -> bool:
-    """Take a lock exclusively, unless anybody holds it."""
+def try_lock(descriptor: int, is_shared: bool = False) -> bool:
+    """Take a lock exclusively, unless anybody holds it; or together with others who share it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def wait_for_lock(descriptor: int, timeout: float) -> bool:
+def wait_for_lock(descriptor: int, timeout: float, is_shared: bool = False) -> bool:
     """:func:`try_lock` for at most *timeout* seconds."""
     deadline = time.monotonic() + timeout
-    while not try_lock(descriptor):
+    while not try_lock(descriptor, is_shared):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_INTERVAL)
@@ -77,6 +81,13 @@ def unlock(descriptor: int) -> None:
     os.close(descriptor)
 
 
+def _held(path: Path) -> EmbeddedServerError:
+    return EmbeddedServerError(
+        f"Another process has held {path} for {HELD_TIMEOUT:.0f} s. It may be suspended, as by "
+        f"Ctrl-Z: let it go on with `fg`, or end it."
+    )
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """A block in which no other process or thread is that takes the same lock.
@@ -86,10 +97,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     descriptor = open_lock(path)
     try:
         if not wait_for_lock(descriptor, HELD_TIMEOUT):
-            raise EmbeddedServerError(
-                f"Another process has held {path} for {HELD_TIMEOUT:.0f} s. It may be suspended, "
-                f"as by Ctrl-Z: let it go on with `fg`, or end it."
-            )
+            raise _held(path)
         yield
     finally:
         unlock(descriptor)

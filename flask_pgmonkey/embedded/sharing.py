@@ -55,8 +55,9 @@ def join(cluster: Cluster, settings: Mapping[str, str]) -> Postmaster:
         with exclusive_lock(folder / "start.lock"):
             if is_new := cluster not in _users_locks:
                 _users_locks[cluster] = open_lock(folder / "users.lock")
-                share_lock(_users_locks[cluster])
             try:
+                if is_new:
+                    share_lock(_users_locks[cluster], folder / "users.lock")
                 cluster.check_ownership()
                 if not cluster.data.exists():
                     cluster.create("--auth=trust", *LOCALE_OPTIONS)
