@@ -17,6 +17,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
+import psycopg
 from flask import Blueprint, Flask, Response, abort, current_app, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -24,9 +25,11 @@ from ..config import Config
 from ..config.provenance import shown_values
 from ..config.redaction import redacted_value
 from ..errors import ConfigError
+from ..events import QueryEvent
 from ..per_process import PerProcess
 from ..printable import one_line, printable
-from . import pictures
+from . import forms, pictures
+from .explaining import explain, may_analyze, steps
 from .recording import QUERIES, Entry, Recording, RequestRecord, Rings
 from .server import Look, Watcher
 from .sql_text import full_sql, short_sql
@@ -136,11 +139,13 @@ class _Monitor:
             ("/requests/<int:number>", self._request),
             ("/queries/", self._queries),
             ("/queries/<int:number>", self._query),
+            ("/queries/<int:number>/plan", self._plan),
             ("/server/", self._server),
             ("/server/<path:bind>", self._server),
             ("/config/", self._config),
         ):
-            blueprint.add_url_rule(rule, view.__name__.lstrip("_"), view)
+            methods = ("GET", "POST") if view == self._plan else ("GET",)
+            blueprint.add_url_rule(rule, view.__name__.lstrip("_"), view, methods=methods)
         return blueprint
 
     def _refuse(self) -> None:
@@ -226,7 +231,38 @@ class _Monitor:
         found = self._rings().find_query(number)
         if found is None:
             return self._gone("This query")
-        return self._render("query.html", number=number, query=found)
+        return self._render_query(number, found)
+
+    def _plan(self, number: int) -> AnyResponse:
+        if request.method == "GET":  # by somebody who loads the address again
+            return redirect(url_for(".query", number=number))
+        forms.refuse_forged()
+        found = self._rings().find_query(number)
+        if found is None:
+            return self._gone("This query")
+        analyze = request.form.get("analyze") == "1"
+        try:
+            config = self._db.get_config(found.bind or self._db.bind_names[0])
+            plan = explain(config, found, analyze)
+        except Exception as error:
+            return self._render_query(number, found, refusal=_reason(error))
+        return self._render_query(number, found, plan=plan, steps=steps(plan))
+
+    def _render_query(self, number: int, query: QueryEvent, **more: Any) -> Response:
+        token = forms.token()
+        response = self._render(
+            "query.html",
+            number=number,
+            query=query,
+            **{"plan": None, "steps": (), "refusal": None, **more},
+            may_explain=query.kind in ("query", "stream", "many"),
+            may_analyze=may_analyze(query),
+            token_field=forms.FIELD,
+            token=token,
+            token_of_app=forms.token_of_app(),
+        )
+        forms.keep(response, token, url_for(".overview"))
+        return response
 
     def _server(self, bind: str | None = None) -> AnyResponse:
         names = self._db.bind_names
@@ -475,6 +511,12 @@ def _blockers(activity: Sequence[Any]) -> list[_Blocker]:
     for pid in sorted(waiting, key=lambda pid: bool(getattr(by_pid.get(pid), "blocked_by", ()))):
         add(pid, 0)
     return found
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the line of the query that PostgreSQL quotes."""
+    said = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    return one_line(said or error)
 
 
 # Templates

@@ -37,9 +37,12 @@ _IS_KEYWORD = re.compile(_KEYWORDS, re.IGNORECASE)
 _SHORT = 400
 
 
-def without_secrets(sql: str) -> str:
-    """*sql* with ``***REDACTED***`` for each literal that may be a secret."""
-    if not names_secret(sql) and not holds_password(sql):
+def without_secrets(sql: str, of: str = "") -> str:
+    """*sql* with ``***REDACTED***`` for each literal that may be a secret.
+
+    :param of: a query that it is a part of.
+    """
+    if not names_secret(sql) and not names_secret(of) and not holds_password(sql):
         return sql
     return _TOKEN.sub(
         lambda found: f"'{REDACTED}'" if found.lastgroup == "string" else found[0], sql
@@ -47,16 +50,16 @@ def without_secrets(sql: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def short_sql(sql: str) -> Markup:
+def short_sql(sql: str, of: str = "") -> Markup:
     """The beginning of a text in one line."""
-    line = " ".join(without_secrets(sql).split())
+    line = " ".join(without_secrets(sql, of).split())
     return _marked(line if len(line) <= _SHORT else f"{line[:_SHORT]}…")
 
 
 @lru_cache(maxsize=64)
-def full_sql(sql: str) -> Markup:
+def full_sql(sql: str, of: str = "") -> Markup:
     """A text with its lines."""
-    return _marked(without_secrets(sql).expandtabs(4).strip("\r\n"))
+    return _marked(without_secrets(sql, of).expandtabs(4).strip("\r\n"))
 
 
 def _marked(sql: str) -> Markup:

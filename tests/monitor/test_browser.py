@@ -180,6 +180,19 @@ def test_no_script_of_a_text_or_name_runs(
     assert browser.dialogs == []
 
 
+def test_a_click_shows_the_plan_and_a_key_does_too(watched: Watched, browser: Browser) -> None:
+    query(watched, "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace")
+    with served(watched) as address:
+        browser.go(f"{address}queries/{watched.rings.queries[-1].number}")
+        browser.run("document.querySelector('form button').click()")
+        browser.wait_for("document.querySelector('.plan')?.innerText.includes('Own cost')")
+        browser.run("document.querySelector('form button[name=analyze]').focus()")
+        browser.press(*ENTER)
+        browser.wait_for("document.querySelector('.plan')?.innerText.includes('Own ms')")
+        assert browser.run("document.querySelectorAll('.plan .bar').length") >= 3
+    assert not [each for each in browser.complaints if "favicon.ico" not in each]
+
+
 def test_a_server_that_goes_and_comes_is_seen_to(
     watch: Watch,
     private_server: PrivateServer,
