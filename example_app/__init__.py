@@ -27,6 +27,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         # keep sessions over a restart, set FLASK_SECRET_KEY.
         SECRET_KEY=secrets.token_hex(),
         SESSION_COOKIE_SAMESITE="Lax",
+        # In debug, /_pgmonkey/ shows what the database does.
+        PGMONKEY_MONITOR=True,
         # No form here is longer. Flask reads a form whole, before anybody looks at its token.
         MAX_CONTENT_LENGTH=64 * 1024,
     )

@@ -64,6 +64,7 @@ APPS = {
     "streaming",
     "slow_calls",
     "health_checks",
+    "monitor",
     "opentelemetry_metrics",
     "prometheus",
 }
@@ -345,3 +346,15 @@ def test_slow_calls_hold_no_connection(
     ]
     with recipe.app.app_context():
         recipe.db.clear_cache()
+
+
+def test_the_monitor_asks_for_its_password(
+    load: Callable[[str], ModuleType],
+    tables: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MONITOR_PASSWORD", "of-operators")
+    client = load("monitor").app.test_client()
+    assert client.get("/database/").status_code == 403
+    assert client.get("/database/", auth=("me", "wrong")).status_code == 403
+    assert client.get("/database/", auth=("me", "of-operators")).status_code == 200
