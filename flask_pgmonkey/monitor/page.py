@@ -341,7 +341,7 @@ class _Monitor:
     def _render(self, template: str, **values: Any) -> Response:
         rings = self._rings()
         html = (
-            _templates()
+            templates()
             .get_template(template)
             .render(
                 **values,
@@ -523,7 +523,7 @@ def _reason(error: Exception) -> str:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
