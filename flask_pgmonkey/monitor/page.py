@@ -271,7 +271,8 @@ class _Monitor:
         if bind not in names:
             abort(404)
         look = self._look(bind)
-        borrowers = {pid: each for (_, pid), each in list(self._rings().borrowers.items())}
+        loans = self._borrowers(self._rings(), time.time())
+        borrowers = {loan.pid: loan.who for loan in loans if loan.who is not None}
         return self._render(
             "server.html",
             bind=bind,

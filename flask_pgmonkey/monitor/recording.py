@@ -33,7 +33,6 @@ from ..signals import (
     CallSite,
     Tally,
     connection_borrowed,
-    connection_returned,
     pool_exhausted,
     query_executed,
 )
@@ -83,7 +82,10 @@ class Finished(NamedTuple):
 
 
 class Borrower(NamedTuple):
-    """Who has borrowed a connection, and since when."""
+    """Who has borrowed a connection, and since when: the last one, who may have given it back.
+
+    That is seen from the pool, because to be told would cost each request some microseconds.
+    """
 
     at: float
     event: ConnectionEvent
@@ -222,8 +224,8 @@ class Rings:
             number = self.request_numbers[tally] = next(self.numbers)
         return number
 
-    def forget_lost_borrowers(self, still_borrowed: set[int]) -> None:
-        """Forget those whose connection was dropped or abandoned, and so never came back.
+    def forget_former_borrowers(self, still_borrowed: set[int]) -> None:
+        """Forget those who have given their connection back, or lost it.
 
         :param still_borrowed: the server processes of the connections that are out.
         """
@@ -254,7 +256,6 @@ class Recording:
         self.slow = float(app.config.get("PGMONKEY_SLOW_QUERY") or SLOW)
         query_executed.connect(self._hear_query, app)
         connection_borrowed.connect(self._hear_borrowed, app)
-        connection_returned.connect(self._hear_returned, app)
         pool_exhausted.connect(self._hear_exhausted, app)
         request_started.connect(self._hear_started, app)
         request_finished.connect(self._hear_finished, app)
@@ -285,9 +286,6 @@ class Recording:
         rings.borrowers[event.pool, event.backend_pid] = Borrower(
             time.time(), event, _frames(sys._getframe(1))
         )
-
-    def _hear_returned(self, app: Flask, event: ConnectionEvent) -> None:
-        self._here[os.getpid()].borrowers.pop((event.pool, event.backend_pid), None)
 
     def _hear_exhausted(self, app: Flask, event: PoolEvent) -> None:
         self._here[os.getpid()].exhausted.append((time.time(), event))
@@ -328,7 +326,7 @@ class Recording:
         """Note how the pools stand."""
         rings.samples.append(Sample(time.time(), self.measure()))
         if rings.borrowers:
-            rings.forget_lost_borrowers({conn.record.backend_pid for _, conn in self.borrowed()})
+            rings.forget_former_borrowers({conn.record.backend_pid for _, conn in self.borrowed()})
 
     def _start_sampler(self, rings: Rings) -> None:
         with rings.numbering:

@@ -106,7 +106,7 @@ def test_who_has_borrowed_is_known_with_the_calls_that_led_there(watched: Watche
 
     watched.visit(view)
     assert watched.recording.borrowed() == []
-    assert watched.rings.borrowers == {}
+    wait_for(lambda: not watched.rings.borrowers)
 
 
 def test_a_connection_that_was_lost_is_out_no_more(watched: Watched) -> None:
