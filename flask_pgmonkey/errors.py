@@ -36,6 +36,13 @@ class FreshDatabaseError(PGMonkeyError, RuntimeError):
     """A test did not get a database of its own. The message says why, and what to do."""
 
 
+class MigrationError(PGMonkeyError, RuntimeError):
+    """A migration that could not be applied, or that there is no way to apply.
+
+    The message names the file and the line, with the server's words.
+    """
+
+
 class RowMismatchError(PGMonkeyError, psycopg.ProgrammingError):
     """The columns of a result do not fit the class given as ``into``.
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
     {"cli", "health", "metrics", "testing"},
-    {"csv_transfer", "server_audit", "codegen"},
+    {"csv_transfer", "migrations", "server_audit", "codegen"},
     {"extension"},
     {"debugging", "monitor"},
     {"activity", "contexts", "query_log", "query_tags", "unavailable"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"database"},
     {"queries_async", "streaming"},
     {"queries"},
-    {"manager"},
+    {"manager", "programs"},
     {"connections", "embedded"},
     {"config"},
     {"rows"},

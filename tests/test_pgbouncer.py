@@ -20,6 +20,9 @@ import pytest
 from flask import Flask
 
 from flask_pgmonkey import AsyncDatabase, Database, PGConnectionManager, PGMonkey
+from flask_pgmonkey.config import read_config
+from flask_pgmonkey.errors import MigrationError
+from flask_pgmonkey.migrations import Migrations
 
 from .ports import give_back_port, reserve_port
 from .proxy import Proxy
@@ -216,3 +219,17 @@ def test_direct_settings_lead_past_it(bouncer: Bouncer, private_server: PrivateS
         return port
 
     assert asyncio.run(port_of_async()) == private_server.port
+
+
+def test_migrations_refuse_it_and_go_past_it(
+    bouncer: Bouncer, private_server: PrivateServer, tmp_path: Path
+) -> None:
+    (tmp_path / "1_books.sql").write_text(
+        "-- migrate:up\nCREATE TABLE books ();\n-- migrate:down\nDROP TABLE books;\n"
+    )
+    pooled = {"connection_settings": bouncer.settings()}
+    with pytest.raises(MigrationError, match=r"stands a pooler.*direct_settings"):
+        Migrations(read_config(pooled), tmp_path).up()
+    past = read_config({**pooled, "direct_settings": {"port": private_server.port}})
+    assert Migrations(past, tmp_path).up() == ["1_books.sql"]
+    assert Migrations(past, tmp_path).down() == ["1_books.sql"]

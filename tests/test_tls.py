@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from flask_pgmonkey import Database, PGConnectionManager
+from flask_pgmonkey.config import read_config
+from flask_pgmonkey.migrations import Migrations
 
 from .servers import PrivateServer, make_open_folder
 from .suite import Suite
@@ -133,4 +135,43 @@ def test_a_client_certificate_logs_in(tls_server: PrivateServer, certificates: P
     db = Database({"connection_settings": settings})
     assert db.fetch_value("SELECT current_user") == "app"
     db.close()
+    tls_server.heal()
+
+
+def test_migrations_go_through_tls_with_a_certificate_and_with_a_password(
+    tls_server: PrivateServer, certificates: Path, tmp_path: Path
+) -> None:
+    tls_server.write_hba(
+        ["hostssl all app 127.0.0.1/32 cert", "hostssl all other 127.0.0.1/32 scram-sha-256"]
+    )
+    with tls_server.connect() as admin:
+        admin.execute("CREATE ROLE other LOGIN PASSWORD 'other-pw' IN ROLE app")
+    (certificates / "app.key").chmod(0o600)
+    with_password = tls_server.settings(user="other", password="other-pw", sslmode="prefer")
+    with_certificate = _settings(tls_server, certificates, "ca") | {
+        "sslcert": str(certificates / "app.crt"),
+        "sslkey": str(certificates / "app.key"),
+    }
+    del with_certificate["password"]
+    encrypted = (
+        "DO $$ BEGIN ASSERT (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()); END $$;"
+    )
+    for number, settings in enumerate((with_certificate, with_password), 1):
+        name = f"{number}_tls.sql"
+        (tmp_path / name).write_text(
+            f"-- migrate:up\n{encrypted}\nGRANT ALL ON SCHEMA public TO other;\n-- migrate:down\n"
+        )
+        config = read_config({"connection_settings": settings})
+        assert Migrations(config, tmp_path).up() == [name]
+        with tls_server.connect("app") as admin:
+            admin.execute("GRANT ALL ON schema_migrations TO other")
+    config = read_config({"connection_settings": with_password})
+    Migrations(config, tmp_path).dump(tmp_path / "schema.sql")
+    assert "schema_migrations" in (tmp_path / "schema.sql").read_text()
+
+    stranger = _settings(tls_server, certificates, "stranger")
+    with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
+        Migrations(read_config({"connection_settings": stranger}), tmp_path).up()
+    with tls_server.connect() as admin:
+        admin.execute("REVOKE app FROM other")
     tls_server.heal()

@@ -26,6 +26,7 @@ COMMANDS = {
     "import-csv": "import_csv",
     "export-csv": "export_csv",
     "top": "top",
+    "migrate": "migrate",
     "psql": "psql",
     "exec": "exec_",
     "url": "url",

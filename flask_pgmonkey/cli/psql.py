@@ -9,7 +9,8 @@ from psycopg.conninfo import make_conninfo
 
 from ..config.libpq import ENVIRONMENT_VARIABLES, KEYWORDS
 from ..config.values import TCP_DEFAULTS
-from .programs import find_program, run_program
+from ..programs import find_program, settings_for
+from .programs import run_program
 from .targets import Target, database_options
 
 
@@ -27,8 +28,8 @@ def psql(target: Target, arguments: tuple[str, ...]) -> None:
       flask pgmonkey psql --config db.yaml -- --csv -f report.sql
     """
     rest = {
-        keyword: str(value)
-        for keyword, value in target.config.direct().connect_kwargs().items()
+        keyword: value
+        for keyword, value in settings_for(target.config).items()
         if keyword in KEYWORDS - ENVIRONMENT_VARIABLES.keys()
         and TCP_DEFAULTS.get(keyword) != value  # Beside --dbname a name after -- is the user's.
     }

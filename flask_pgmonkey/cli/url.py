@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .programs import url_for
+from ..programs import settings_for, url_for
 from .targets import Target, database_options
 from .terminal import say
 
@@ -19,5 +19,4 @@ def url(target: Target, with_password: bool) -> None:
       flask --app shop pgmonkey url
       flask --app shop pgmonkey url --bind reports --with-password
     """
-    settings = {key: str(value) for key, value in target.config.direct().connect_kwargs().items()}
-    say(url_for(settings, with_secrets=with_password))
+    say(url_for(settings_for(target.config), with_secrets=with_password))

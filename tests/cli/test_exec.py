@@ -359,7 +359,13 @@ def test_direct_settings_say_where_programs_go(
     run_flask: RunFlask, planted: PrivateServer, tmp_path: Path, secrets: Path
 ) -> None:
     config = tmp_path / "db.yaml"
-    pooled = {"host": "no-such-pooler.invalid", "port": 6432, "user": "app", "password": "other"}
+    pooled = {
+        "host": "no-such-pooler.invalid",
+        "port": 6432,
+        "user": "app",
+        "password": "other",
+        "prepare_threshold": "off",
+    }
     direct = {"host": planted.host, "port": planted.port, "dbname": "app", "password": PLANTED}
     config.write_text(yaml.safe_dump({"connection_settings": pooled, "direct_settings": direct}))
     config.chmod(0o600)
