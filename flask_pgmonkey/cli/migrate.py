@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from ..extension import DEFAULT
 from ..migrations import (
     Migrations,
     files_in,
@@ -51,7 +52,7 @@ def migrate(
       down        roll the last one back
       status      list all
       check       exit code 1 if any is pending
-      dump        write the schema to schema.sql beside the migrations
+      dump        write the schema to schema.sql beside the folder
       lint        look for what locks too much, with squawk
 
     \b
@@ -70,10 +71,10 @@ def migrate(
     if action == "lint":
         click.get_current_context().exit(lint(folder))
     with ending_by_signals():
-        run(Migrations(target.config, folder), action, as_json)
+        run(Migrations(target.config, folder), action, as_json, name_of_dump(target))
 
 
-def run(migrations: Migrations, action: str, as_json: bool) -> None:
+def run(migrations: Migrations, action: str, as_json: bool, dump: str) -> None:
     if action == "up":
         if not migrations.up(say):
             say("Nothing is pending.")
@@ -81,9 +82,10 @@ def run(migrations: Migrations, action: str, as_json: bool) -> None:
         if not migrations.down(say):
             say("No migration is applied.")
     elif action == "dump":
-        target = migrations.folder / "schema.sql"
-        migrations.dump(target)
-        say(target)
+        # Not among the migrations, all of which test kits run.
+        path = migrations.folder.parent / dump
+        migrations.dump(path)
+        say(path)
     elif action == "check":
         pending = migrations.pending()
         for name in pending:
@@ -94,6 +96,11 @@ def run(migrations: Migrations, action: str, as_json: bool) -> None:
         click.echo(json.dumps([vars(migration) for migration in migrations.status()], indent=2))
     else:
         print_table(["State", "File"], [(m.state, m.name) for m in migrations.status()])
+
+
+def name_of_dump(target: Target) -> str:
+    is_bind = target.app is not None and target.name != DEFAULT
+    return f"schema_{target.name}.sql" if is_bind else "schema.sql"
 
 
 def folder_for(target: Target) -> Path:
