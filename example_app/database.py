@@ -1,4 +1,7 @@
-"""The database of the orders desk, and the command that creates and fills it."""
+"""The database of the orders desk, and the command that creates and fills it.
+
+The tables are in ``migrations/``: ``flask --app example_app pgmonkey migrate`` makes them too.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from flask.cli import with_appcontext
 from psycopg.rows import namedtuple_row
 
 from flask_pgmonkey import ConfigError, PGMonkey, PGMonkeyError
+from flask_pgmonkey.errors import MigrationError
+from flask_pgmonkey.migrations import upgrade
 
 db = PGMonkey(config="embedded", row_factory=namedtuple_row)
 
@@ -23,26 +28,26 @@ class SetupRefusedError(Exception):
 
 
 def init_db(orders: int = 200) -> int:
-    """Create what is missing of the tables, customers, products and sample orders.
+    """Apply the migrations, which bring customers and products, and add sample orders.
 
     :param orders: How many orders there should be in all. Existing orders stay.
     :returns: How many orders were added.
     :raises SetupRefusedError: The user may not create tables here, or others are in the way.
     """
     try:
+        upgrade(db)
         with db.transaction() as tx:
             # Two who click at the same moment: the second waits and finds everything there.
             tx.execute("SELECT pg_advisory_xact_lock(hashtext('example_app'))")
-            tx.execute((HERE / "schema.sql").read_bytes())
             present: int = tx.fetch_value("SELECT count(*) FROM orders")
             missing = max(0, orders - present)
             tx.execute((HERE / "sample_orders.sql").read_bytes(), {"missing": missing})
     except psycopg.OperationalError:
         raise  # The database is down, which says nothing about the tables.
-    except psycopg.DatabaseError as error:
+    except (MigrationError, psycopg.DatabaseError) as error:
         raise SetupRefusedError(
-            f"The database does not take the tables: {error.diag.message_primary}. Give the"
-            " orders desk an empty database that belongs to the user it connects as."
+            f"The tables cannot be made. {error} Where it is the database that refuses, give the"
+            " orders desk an empty one that belongs to the user it connects as."
         ) from error
     return missing
 

@@ -32,7 +32,7 @@ def test_without_tables_the_app_offers_to_create_them(empty_desk: Flask) -> None
     ("obstacle", "words"),
     [
         ("REVOKE CREATE ON SCHEMA public FROM PUBLIC", "permission denied for schema public"),
-        ("CREATE TABLE users (id integer PRIMARY KEY)", "does not exist"),
+        ("CREATE TABLE users (id integer PRIMARY KEY)", "already exists"),
     ],
 )
 def test_a_database_that_does_not_take_the_tables_is_told_with_a_remedy(
@@ -43,8 +43,8 @@ def test_a_database_that_does_not_take_the_tables_is_told_with_a_remedy(
         owner.execute(obstacle)
         owner.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")
     # Not a superuser, and owner of nothing here.
-    config = {"connection_settings": database, "sync_settings": {"role": "pg_monitor"}}
-    desk = create_app({"PGMONKEY_CONFIG": config})
+    settings = {**database, "options": "-c role=pg_monitor"}
+    desk = create_app({"PGMONKEY_CONFIG": {"connection_settings": settings}})
 
     command = desk.test_cli_runner().invoke(args=["init-db"])
     client = desk.test_client()
@@ -55,7 +55,7 @@ def test_a_database_that_does_not_take_the_tables_is_told_with_a_remedy(
     assert command.output.count("\n") == 1
     for told in (command.output, page.text):
         assert words in told
-        assert "an empty database that belongs to the user" in told
+        assert "an empty one that belongs to the user" in told
     with desk.app_context():
         db.clear_cache()
 
