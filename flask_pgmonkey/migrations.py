@@ -228,10 +228,12 @@ class Migrations:
             }
             if passfile is not None:
                 environment["PGPASSFILE"] = passfile
+            # Not in the URL, which dbmate shows to all when it runs pg_dump: they may hold secrets.
+            environment["PGOPTIONS"] = server.options(lock_timeout)
             if programs is not None:
                 path = environment.get("PATH", os.defpath)
                 environment["PATH"] = os.pathsep.join([str(programs), path])
-            environment["DATABASE_URL"] = server.url(lock_timeout)
+            environment["DATABASE_URL"] = server.url()
             process = subprocess.Popen(
                 [
                     *(_find_dbmate(), "--env-file", os.devnull, "--migrations-dir", str(folder)),
@@ -265,12 +267,19 @@ class _Server:
             **{"host": host, "port": str(port), "hostaddr": "" if is_local else address},
         }
         self._has_tls = conn.pgconn.ssl_in_use
+        self._noticing = self._how_it_notices_our_end()
 
-    def url(self, lock_timeout: str) -> str:
-        """What dbmate connects by. Its driver knows a part of libpq's keywords.
+    def options(self, lock_timeout: str) -> str:
+        """The settings of dbmate's sessions.
 
-        :param lock_timeout: how long its statements wait for locks.
+        :param lock_timeout: how long its statements wait for locks; as the server says without it.
         """
+        own = options_in_use(self.settings).get("options", "")
+        ours = f" -c lock_timeout={lock_timeout}" if lock_timeout else ""
+        return f"{own}{ours}{self._noticing}".strip()
+
+    def url(self) -> str:
+        """What dbmate connects by. Its driver knows a part of libpq's keywords."""
         options = options_in_use(self.settings)
         query = {key: options[key] for key in _OF_DRIVER if key in options}
         # Otherwise what is compiled in, which ours leave out.
@@ -278,16 +287,23 @@ class _Server:
         if sslmode in ("prefer", "allow"):
             sslmode = "require" if self._has_tls else "disable"
         query["sslmode"] = sslmode
-        if lock_timeout:
-            own = options.get("options", "")
-            query["options"] = f"{own} -c lock_timeout={lock_timeout}".strip()
-        elif "options" in options:
-            query["options"] = options["options"]
         query |= {"host": self.settings["host"], "port": self.settings["port"]}
         if self.settings["hostaddr"]:
             query["hostaddr"] = self.settings["hostaddr"]
         user, name = quote(options["user"], safe=""), quote(options["dbname"], safe="")
         return f"postgresql://{user}@/{name}?{urlencode(query, quote_via=quote)}"
+
+    def _how_it_notices_our_end(self) -> str:
+        """What keeps a statement from going on, with its locks, whose dbmate was killed.
+
+        From PostgreSQL 14 on, where the server's system can tell.
+        """
+        setting = "client_connection_check_interval"
+        try:
+            self._conn.execute(sql.SQL("SET {} TO '1s'").format(sql.Identifier(setting)))
+        except (psycopg.errors.UndefinedObject, psycopg.errors.InvalidParameterValue):
+            return ""
+        return f" -c {setting}=1s"
 
     def applied(self) -> list[str]:
         """The versions that this database has."""

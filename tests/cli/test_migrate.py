@@ -23,6 +23,7 @@ from flask import Flask
 from flask_pgmonkey import PGMonkey, migrations
 from flask_pgmonkey.config import read_config
 from flask_pgmonkey.errors import ConfigError, MigrationError
+from flask_pgmonkey.programs import find_program
 
 from ..proxy import Proxy
 from ..servers import PrivateServer
@@ -403,8 +404,12 @@ def test_sigterm_ends_it_and_leaves_nothing(
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
     assert list(temporary.iterdir()) == []
+    deadline = time.monotonic() + 10  # the server looks once in a second who is still there
     with planted.connect("app") as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename='app'")
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'"
+        while admin.execute(sessions).fetchone() != (0,):
+            assert time.monotonic() < deadline, "the statement goes on"
+            time.sleep(0.05)
     assert columns(planted.settings(password=PLANTED)) == []
 
 
@@ -560,6 +565,30 @@ def test_a_pg_dump_that_is_too_old_is_not_used(
     assert shown.exit_code == 1
     assert "here is only that of 9: install postgresql-client-1" in shown.stderr
     assert not (tmp_path / "schema.sql").exists()
+
+
+def test_a_dump_shows_no_option_to_others(
+    run: Run,
+    folder: Path,
+    database: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = find_program("pg_dump")
+    assert program is not None
+    watched = tmp_path / "bin" / "pg_dump"
+    watched.parent.mkdir()
+    watched.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/arguments\nexec {program} "$@"\n')
+    watched.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{watched.parent}:{os.environ['PATH']}")
+    write(folder, FIRST)
+    config = write_config(tmp_path, {**database, "options": "-c app.token=planted"})
+    dumped = run("migrate", "dump", "--config", config)
+    assert (dumped.exit_code, dumped.stderr) == (0, "")
+    arguments = (tmp_path / "arguments").read_text()
+    assert "--schema-only" in arguments
+    assert "planted" not in arguments
+    assert database["password"] not in arguments
 
 
 # In an app

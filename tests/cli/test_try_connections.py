@@ -638,9 +638,9 @@ def test_direct_settings_that_lead_nowhere_end_with_the_timeout(
     direct = {"host": "127.0.0.1", "port": silent.port, "connect_timeout": 60}
     config = write(tmp_path, private_server.settings(), direct_settings=direct)
 
-    shown = run_flask("pgmonkey", "test", "--config", config, "--json", "--timeout", "3")
+    shown = run_flask("pgmonkey", "test", "--config", config, "--json", "--timeout", "4")
 
     assert shown.returncode == 1
     rows = rows_of(shown.stdout)
     assert {name for name, row in rows.items() if row["passed"]} == set(CONNECTION_TYPES)
-    assert rows["direct"]["error"] == "not finished within the 3 s of --timeout"
+    assert rows["direct"]["error"] == "not finished within the 4 s of --timeout"
