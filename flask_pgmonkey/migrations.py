@@ -166,7 +166,10 @@ class Migrations:
         settings = settings_for(self._config)
         options = options_in_use(settings)
         several = "," in options.get("host", "") + options.get("hostaddr", "")
-        wanted = {"target_session_attrs": "read-write" if several else "any"}
+        wanted = {
+            "target_session_attrs": "read-write" if several else "any",
+            "client_encoding": "UTF8",  # as dbmate's driver does; with SQL_ASCII, text is bytes
+        }
         connect: Any = psycopg.connect  # whose options have types of their own, for type checkers
         with connect(**{**settings, **wanted}, autocommit=True) as conn:
             yield _Server(conn, settings)
@@ -439,7 +442,7 @@ def find_tool(name: str) -> str | None:
 
 
 def _begin_of(block: str, text: str) -> re.Match[str] | None:
-    return re.search(rf"^-- migrate:{block}\b(.*)$", text, re.MULTILINE)
+    return re.search(rf"^--\s*migrate:{block}\b(.*)$", text, re.MULTILINE)
 
 
 def _text_of(path: Path) -> str:

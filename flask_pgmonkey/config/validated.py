@@ -254,8 +254,11 @@ class ConnectionSettings:
             replaced |= {"host", "hostaddr", "port", "service"}
         elif said & {"host", "hostaddr"}:
             replaced |= {"host", "hostaddr"}
+        from_uri = {k: v for k, v in self.from_uri.items() if k not in replaced}
+        if "host" in replaced and not from_uri.get("port", "").strip(","):
+            from_uri.pop("port", None)  # mere commas, of a URI with several hosts
         return ConnectionSettings(
-            from_uri={k: v for k, v in self.from_uri.items() if k not in replaced} | other.from_uri,
+            from_uri=from_uri | other.from_uri,
             own={k: v for k, v in self.own.items() if k not in replaced} | other.own,
             autocommit=self.autocommit if other.autocommit is None else other.autocommit,
             prepared_max=other.prepared_max or self.prepared_max,

@@ -498,6 +498,27 @@ def test_a_service_and_options_are_read(
         admin.execute("DROP SCHEMA shop CASCADE")
 
 
+def test_files_and_databases_are_taken_as_they_come(
+    run: Run, database: dict[str, Any], tmp_path: Path, folder: Path
+) -> None:
+    (folder / "1_é x.sql").write_bytes(
+        b"--migrate:up\r\nCREATE TABLE books (\xc3\xa9 int);\r\n"
+        b"--  migrate:down\r\nDROP TABLE books;"
+    )
+    (folder / "2_index.sql").write_bytes(
+        b"--migrate:up transaction:false\r\nCREATE INDEX CONCURRENTLY of ON books (\xc3\xa9);\r\n"
+        b"-- migrate:down transaction:false\r\nDROP INDEX CONCURRENTLY of;"
+    )
+    config = write_config(tmp_path, {**database, "client_encoding": "SQL_ASCII"})
+    done = run("migrate", "--config", config)
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "Applied: 1_é x.sql" in done.stdout
+    assert run("migrate", "check", "--config", config).exit_code == 0
+    for _ in range(2):
+        assert run("migrate", "down", "--config", config).exit_code == 0
+    assert columns(database) == []
+
+
 def test_direct_settings_say_where_and_as_whom(
     run: Run, planted: PrivateServer, tmp_path: Path, folder: Path
 ) -> None:

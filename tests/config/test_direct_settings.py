@@ -52,6 +52,12 @@ def test_they_override_the_connection_settings_and_name_a_server_whole(
     assert direct_kwargs(direct, **more) == {**unchanged, "password": "pw", **expected}
 
 
+def test_a_host_of_theirs_stands_alone_beside_a_uri_with_several_hosts() -> None:
+    pooled = {"uri": "postgresql://app@a,b/shop"}
+    config = read_config({"connection_settings": pooled, "direct_settings": {"host": "db"}})
+    assert config.direct().target == "app@db:5432/shop"
+
+
 def test_a_service_of_theirs_is_not_overridden_by_the_server_of_the_connection_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
