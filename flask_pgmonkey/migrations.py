@@ -86,9 +86,10 @@ class Migrations:
         return f"<Migrations {self.folder} of {self._config.target}>"
 
     def status(self) -> list[Migration]:
-        """All migrations in the order of their versions."""
+        """All migrations in the order of their names."""
+        files = files_in(self.folder)
         with self._reached() as server:
-            return self._status(server)
+            return _compared(files, server.applied())
 
     def pending(self) -> list[str]:
         """The names of the files that are not applied yet, in their order."""
@@ -106,8 +107,9 @@ class Migrations:
         """
         files = files_in(self.folder)
         with self._reached() as server:
-            pending = [files[m.version] for m in self._status(server) if m.state == "pending"]
-            server.require_session(self._config)
+            compared = _compared(files, server.applied())
+            server.prepare_for_changes(self._config)
+        pending = [files[m.version] for m in compared if m.state == "pending"]
         applied: list[str] = []
         for is_whole, group in groupby(pending, lambda path: in_transaction(path, "up")):
             applied += self._run("migrate", list(group), is_whole, server, report)
@@ -120,11 +122,11 @@ class Migrations:
         """
         files = files_in(self.folder)
         with self._reached() as server:
-            applied = [m for m in self._status(server) if m.state != "pending"]
-            server.require_session(self._config)
+            applied = server.applied()
+            server.prepare_for_changes(self._config)
         if not applied:
             return []
-        last = applied[-1].version
+        last = max(applied)
         if last not in files:
             raise MigrationError(
                 f"The last migration is {last}, and {self.folder} has no file of it: it was applied"
@@ -148,17 +150,6 @@ class Migrations:
             words = _words_of(process)
         if process.returncode:
             raise MigrationError(words)
-
-    def _status(self, server: _Server) -> list[Migration]:
-        files = files_in(self.folder)
-        states = {
-            version: Migration(version, path.name, "pending") for version, path in files.items()
-        }
-        for version in server.applied():
-            is_here = version in files
-            name = files[version].name if is_here else version
-            states[version] = Migration(version, name, "applied" if is_here else "missing")
-        return [states[version] for version in sorted(states)]
 
     @contextmanager
     def _reached(self) -> Iterator[_Server]:
@@ -270,7 +261,7 @@ class _Server:
             **{"host": host, "port": str(port), "hostaddr": "" if is_local else address},
         }
         self._has_tls = conn.pgconn.ssl_in_use
-        self._noticing = self._how_it_notices_our_end()
+        self._noticing = ""
 
     def options(self, lock_timeout: str) -> str:
         """The settings of dbmate's sessions.
@@ -284,7 +275,8 @@ class _Server:
     def url(self) -> str:
         """What dbmate connects by. Its driver knows a part of libpq's keywords."""
         options = options_in_use(self.settings)
-        query = {key: options[key] for key in _OF_DRIVER if key in options}
+        query = {"application_name": "flask pgmonkey migrate"}
+        query |= {key: options[key] for key in _OF_DRIVER if key in options}
         # Otherwise what is compiled in, which ours leave out.
         sslmode = options.get("sslmode", "prefer")
         if sslmode in ("prefer", "allow"):
@@ -322,8 +314,9 @@ class _Server:
         rows = self._conn.execute(sql.SQL("SELECT version FROM {}").format(table)).fetchall()
         return [version for (version,) in rows]
 
-    def require_session(self, config: Config) -> None:
-        """Refuse a pooler, behind which dbmate's lock would be anybody's.
+    def prepare_for_changes(self, config: Config) -> None:
+        """Refuse a pooler, behind which dbmate's lock would be anybody's, and see what the server
+        can do for us.
 
         :raises MigrationError: where another process answers than the one that let us in.
         """
@@ -334,6 +327,7 @@ class _Server:
                 " through which no migration can hold its lock: name the server itself in"
                 " direct_settings."
             )
+        self._noticing = self._how_it_notices_our_end()
 
 
 def pending(db: BoundDatabase[Any]) -> list[str]:
@@ -422,6 +416,15 @@ def files_in(folder: Path) -> dict[str, Path]:
     return files
 
 
+def _compared(files: Mapping[str, Path], applied: Sequence[str]) -> list[Migration]:
+    found = [
+        Migration(version, path.name, "applied" if version in applied else "pending")
+        for version, path in files.items()
+    ]
+    found += [Migration(version, version, "missing") for version in set(applied) - files.keys()]
+    return sorted(found, key=lambda migration: migration.name)
+
+
 def in_transaction(path: Path, block: str) -> bool:
     """Whether the block ``up`` or ``down`` of a migration is a transaction."""
     match = _begin_of(block, _text_of(path))
@@ -488,8 +491,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _words_of(process: subprocess.Popen[bytes]) -> str:
     """What dbmate said went wrong, in one line."""
     errors = process.stderr.read() if process.stderr is not None else b""
-    words = one_line(errors.decode(errors="replace").strip().removeprefix("Error: "))
-    return words or f"dbmate ended with exit code {process.returncode}"
+    words = errors.decode(errors="replace").strip().removeprefix("Error: ")
+    return one_line(words or f"dbmate ended with exit code {process.returncode}")
 
 
 def _what_is_wrong(words: str, path: Path | None, command: str, is_whole: bool) -> str:

@@ -413,6 +413,30 @@ def test_sigterm_ends_it_and_leaves_nothing(
     assert columns(planted.settings(password=PLANTED)) == []
 
 
+def test_a_dbmate_that_is_killed_is_one_line_and_leaves_nothing(
+    tmp_path: Path, folder: Path, planted: PrivateServer, temporary: Path
+) -> None:
+    write(folder, (FIRST[0], f"{FIRST[1]} SELECT pg_sleep(600);", FIRST[2]))
+    config = write_config(tmp_path, planted.settings(password=PLANTED))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flask", "pgmonkey", "migrate", "--config", config],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Applying: {FIRST[0]}\n"
+        (dbmate,) = children_of(process.pid)
+        os.kill(int(dbmate.name), signal.SIGKILL)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"{FIRST[0]}: dbmate ended with exit code -9." in stderr
+    assert stderr.count("\n") == 1
+    assert list(temporary.iterdir()) == []
+
+
 # Where the database is, and who may see what
 
 
@@ -505,6 +529,7 @@ def test_files_and_databases_are_taken_as_they_come(
         b"--migrate:up\r\nCREATE TABLE books (\xc3\xa9 int);\r\n"
         b"--  migrate:down\r\nDROP TABLE books;"
     )
+    (folder / "12_first.sql").write_text("-- migrate:up\nSELECT 1;\n-- migrate:down\n")
     (folder / "2_index.sql").write_bytes(
         b"--migrate:up transaction:false\r\nCREATE INDEX CONCURRENTLY of ON books (\xc3\xa9);\r\n"
         b"-- migrate:down transaction:false\r\nDROP INDEX CONCURRENTLY of;"
@@ -512,9 +537,10 @@ def test_files_and_databases_are_taken_as_they_come(
     config = write_config(tmp_path, {**database, "client_encoding": "SQL_ASCII"})
     done = run("migrate", "--config", config)
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "Applied: 1_é x.sql" in done.stdout
+    applied = [line.split(" in ")[0] for line in done.stdout.splitlines() if "Applied" in line]
+    assert applied == ["Applied: 12_first.sql", "Applied: 1_é x.sql", "Applied: 2_index.sql"]
     assert run("migrate", "check", "--config", config).exit_code == 0
-    for _ in range(2):
+    for _ in range(3):
         assert run("migrate", "down", "--config", config).exit_code == 0
     assert columns(database) == []
 
