@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -50,6 +50,8 @@ class Database(Queries[Row]):
     :param config: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
     :param row_factory: how to make rows; tuples without it.
     :param configure: called with every new psycopg connection.
+    :param types: types of the database, beside those that the config names, by their names: each
+        with what it becomes, an Enum or for a composite a class with fields, or with None.
     :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file`` in the config.
     :param allow_sensitive_defaults: allow ``${VAR:-default}`` for secret keys too.
     :param direct: connect as ``direct_settings`` say, past a transaction pooler.
@@ -63,6 +65,7 @@ class Database(Queries[Row]):
         *,
         row_factory: None = None,
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         direct: bool = False,
@@ -74,6 +77,7 @@ class Database(Queries[Row]):
         *,
         row_factory: RowFactory[Row],
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         direct: bool = False,
@@ -84,6 +88,7 @@ class Database(Queries[Row]):
         *,
         row_factory: RowFactory[Any] | None = None,
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         direct: bool = False,
@@ -95,6 +100,7 @@ class Database(Queries[Row]):
         self.manager: PGConnectionManager = PGConnectionManager(
             row_factory=row_factory,
             configure=configure,
+            types=types,
             find_origin=partial(origin_of_database, ref(self)),
         )
         self._of_thread = _OfThread()
@@ -136,6 +142,14 @@ class Database(Queries[Row]):
                     connections.remove(conn)  # before the end: nothing joins what ends
         finally:
             conn.record.source.release(conn)
+
+    def refresh_types(self) -> None:
+        """Ask the database again for the types that the config and *types* name, after a migration.
+
+        By itself that is done when a connection is opened, at most once a minute, where types are
+        missing or a migration was met.
+        """
+        self.pool.refresh_types()
 
     def close(self) -> None:
         """Close the pool; the next query opens it again."""

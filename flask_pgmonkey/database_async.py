@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -58,6 +58,15 @@ class PooledAsyncQueries(AsyncQueries[Row]):
         if pool is not None:
             await pool.disconnect()
 
+    async def refresh_types(self) -> None:
+        """Ask the database again for the types that the config and *types* name, after a migration.
+
+        By itself that is done when a connection is opened, at most once a minute, where types are
+        missing or a migration was met.
+        """
+        pool = await self.manager.async_pool_for(self.config)
+        await pool.refresh_types()
+
     @asynccontextmanager
     async def transaction(
         self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
@@ -102,6 +111,8 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
     :param config: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
     :param row_factory: how to make rows; tuples without it.
     :param configure: called with every new psycopg connection; awaited if it returns an awaitable.
+    :param types: types of the database, beside those that the config names, by their names: each
+        with what it becomes, an Enum or for a composite a class with fields, or with None.
     :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file`` in the config.
     :param allow_sensitive_defaults: allow ``${VAR:-default}`` for secret keys too.
     :param direct: connect as ``direct_settings`` say, past a transaction pooler.
@@ -115,6 +126,7 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
         *,
         row_factory: None = None,
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         direct: bool = False,
@@ -126,6 +138,7 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
         *,
         row_factory: AsyncRowFactory[Row],
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         direct: bool = False,
@@ -136,6 +149,7 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
         *,
         row_factory: AsyncRowFactory[Any] | None = None,
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
         resolve_env: bool = False,
         allow_sensitive_defaults: bool = False,
         direct: bool = False,
@@ -147,6 +161,7 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
             PGConnectionManager(
                 row_factory=row_factory,
                 configure=configure,
+                types=types,
                 find_origin=partial(origin_of_database, ref(self)),
             ),
             read.direct() if direct else read,

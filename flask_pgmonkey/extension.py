@@ -229,6 +229,18 @@ class BoundDatabase(Queries[Row]):
         """
         self._held().release()
 
+    def refresh_types(self) -> None:
+        """Ask the database again for the types that the config and *types* name, after a migration.
+
+        By itself that is done when a connection is opened, at most once a minute, where types are
+        missing or a migration was met. The pools of this process replace their connections then;
+        this context's goes back.
+
+        :raises psycopg.ProgrammingError: within a transaction, a COPY or a pipeline.
+        """
+        self.release()
+        self.pool.refresh_types()
+
     @contextmanager
     def transaction(
         self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
@@ -356,6 +368,8 @@ class PGMonkey(BoundDatabase[Row]):
     :param row_factory: how to make rows; tuples without it.
     :param configure: called with every new psycopg connection, for type adapters and the like. It
         must leave no transaction open; for async connections it may return an awaitable.
+    :param types: types of the database, beside those that the config names, by their names: each
+        with what it becomes, an Enum or for a composite a class with fields, or with None.
     """
 
     @overload
@@ -366,6 +380,7 @@ class PGMonkey(BoundDatabase[Row]):
         config: ConfigSource | None = None,
         row_factory: None = None,
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -375,6 +390,7 @@ class PGMonkey(BoundDatabase[Row]):
         config: ConfigSource | None = None,
         row_factory: RowFactory[Row],
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
     ) -> None: ...
     def __init__(
         self,
@@ -383,6 +399,7 @@ class PGMonkey(BoundDatabase[Row]):
         config: ConfigSource | None = None,
         row_factory: RowFactory[Any] | None = None,
         configure: Configure | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
     ) -> None:
         if row_factory is not None:
             require_row_factory(row_factory)
@@ -390,6 +407,7 @@ class PGMonkey(BoundDatabase[Row]):
         self._config = config
         self._row_factory = row_factory
         self._configure = configure
+        self._types = types
         self._apps: WeakKeyDictionary[Flask, _AppState] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
@@ -437,6 +455,7 @@ class PGMonkey(BoundDatabase[Row]):
                 describe_borrower=describe_context,
                 find_origin=find_origin,
                 find_tag=find_tag,
+                types=self._types,
             ),
             prepare_hop=partial(hop_of, find_origin, find_tag),
             names=names,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NormalConnection,
         PoolConnection,
     )
+    from .connections.known_types import KnownTypes
     from .connections.protocols import Timer
 
 SyncConnection: TypeAlias = "NormalConnection | PoolConnection"
@@ -76,6 +77,8 @@ class PGConnectionManager:
     :param find_origin: says whose the events of :mod:`flask_pgmonkey.signals` are; the connection
         objects' own without it.
     :param find_tag: gives a comment in which each statement ends, ``/*`` and ``*/`` included.
+    :param types: types of the database, beside those that the config names, by their names: each
+        with what it becomes, an Enum or for a composite a class with fields, or with None.
     :ivar timers: hear how long the connections of its pools took to open and to borrow, and were
         used; what is added is heard of pools that are open too.
     """
@@ -88,6 +91,7 @@ class PGConnectionManager:
         describe_borrower: Callable[[], str] | None = None,
         find_origin: FindOrigin | None = None,
         find_tag: Callable[[], bytes] | None = None,
+        types: Mapping[str, type[Any] | None] | None = None,
     ) -> None:
         self._configure = configure
         if row_factory is not None:
@@ -96,6 +100,12 @@ class PGConnectionManager:
         self._describe_borrower = describe_borrower
         self._find_origin = find_origin
         self._find_tag = find_tag
+        self._classes = types or {}
+        if types:
+            from .connections.known_types import require_classes  # few have some
+
+            require_classes(types)
+        self._known_types: dict[str, KnownTypes] = {}
         self.timers: list[Timer] = []
         self._files: dict[tuple[ConfigPath, bool, bool], tuple[tuple[int, ...], Config]] = {}
         self._caches: PerProcess[_Cache] = PerProcess(_Cache)
@@ -261,7 +271,7 @@ class PGConnectionManager:
         cached = self._caches.here().cached
         pool = cached.get((config.key, "pool"))
         if pool is None:
-            pool = connections.PoolConnection(config, **self._arguments())
+            pool = connections.PoolConnection(config, **self._arguments(config))
             close_at_exit(pool)
             pool = cached.setdefault((config.key, "pool"), pool)
         return cast("PoolConnection", pool)
@@ -274,7 +284,9 @@ class PGConnectionManager:
         if pool is None:
             self._forget_closed_loops()
             close_at_exit()
-            pool = on_loops[key] = connections.AsyncPoolConnection(config, **self._arguments())
+            pool = on_loops[key] = connections.AsyncPoolConnection(
+                config, **self._arguments(config)
+            )
         return cast("AsyncPoolConnection", pool)
 
     def lookup(self, config: Config, connection_type: str) -> Callable[[], Any]:
@@ -317,7 +329,7 @@ class PGConnectionManager:
         if cached is not None and not force_reload:
             return cached
         make: type[SyncConnection] = getattr(connections, _SYNC_TYPES[key[1]])
-        new = make(config, **self._arguments())
+        new = make(config, **self._arguments(config))
         new.connect()
         close_at_exit(new)
         # Only now: a call with the other force_reload may have opened one at the same time.
@@ -347,7 +359,7 @@ class PGConnectionManager:
         if cached is not None and not force_reload:
             return cached
         make: type[AsyncConnection] = getattr(connections, _ASYNC_TYPES[key[1]])
-        new = make(config, **self._arguments())
+        new = make(config, **self._arguments(config))
         await new.connect()
         close_at_exit()
         old, cache.on_loops[key] = cache.on_loops.get(key), new
@@ -355,15 +367,28 @@ class PGConnectionManager:
             await old.retire(new)  # type: ignore[arg-type]  # of the same type, by the key
         return new
 
-    def _arguments(self) -> dict[str, Any]:
+    def _arguments(self, config: Config) -> dict[str, Any]:
         return {
             "configure": self._configure,
             "row_factory": self._row_factory,
             "describe_borrower": self._describe_borrower,
             "find_origin": self._find_origin,
             "find_tag": self._find_tag,
+            "types": self.types_for(config),
             "timers": self.timers,
         }
+
+    def types_for(self, config: Config) -> KnownTypes | None:
+        """What the connections of *config* know of its database's types; None without any."""
+        if not config.types and not self._classes:
+            return None
+        known = self._known_types.get(config.key)
+        if known is None:
+            from .connections.known_types import KnownTypes  # few have some
+
+            made = KnownTypes(config.target, config.types, self._classes)
+            known = self._known_types.setdefault(config.key, made)
+        return known
 
     @property
     def cache_info(self) -> dict[str, Any]:

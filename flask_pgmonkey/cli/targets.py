@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
@@ -18,6 +18,7 @@ from ..config.yaml_file import path_of
 from ..connections import Configure, NormalConnection
 from ..connections.server_connection import ServerConnection
 from ..extension import PGMonkey
+from ..manager import PGConnectionManager
 from .errors import WrongUsage, without_uris
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class Target:
         """What the app does to every new psycopg connection."""
         return extension_of(self.app)._configure if self.app is not None else None
 
+    @property
+    def classes(self) -> Mapping[str, type[Any] | None] | None:
+        """What types of the database become, as the app says."""
+        return extension_of(self.app)._types if self.app is not None else None
+
     @contextmanager
     def connect(self) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
         """A block with a psycopg connection of its own, with ``sync_settings``, outside autocommit.
@@ -64,7 +70,9 @@ class Target:
         It speaks UTF-8: with SQL_ASCII, which the database or PGCLIENTENCODING may ask for, psycopg
         would give bytes for text. The block commits, or rolls back on an exception, and closes.
         """
-        connection = ServerConnection.open(NormalConnection(self.config), None, None)
+        known = PGConnectionManager(types=self.classes).types_for(self.config)
+        opener = NormalConnection(self.config, types=known)
+        connection = ServerConnection.open(opener, None, None)
         with closing(connection):
             connection.execute("SET client_encoding TO 'UTF8'")
             connection.autocommit = False

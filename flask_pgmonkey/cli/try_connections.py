@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -63,6 +63,8 @@ class Row:
     """The host to which a password went without TLS, if that is another machine."""
     login_expires: str | None = None
     """When the login ends, if what gave it says so."""
+    types: dict[str, str | None] | None = None
+    """The types that it is to know, each with what is wrong with it."""
     pool: PoolSize | None = None
 
     @property
@@ -211,11 +213,21 @@ def probe_at_once(
 def probe_type(target: Target, config: Config, type_: str) -> Row:
     """The row of one type, passed or not."""
     row = Row(target.name, type_)
-    manager = PGConnectionManager(configure=target.configure)
+    manager = PGConnectionManager(configure=target.configure, types=target.classes)
     try:
+        if type_ == DIRECT:
+            config = config.direct()
+        known = manager.types_for(config)
+        if known is not None:
+            known.warns = False  # the row says it
         if type_.startswith("async"):
-            return asyncio.run(probe_async(manager, config, row))
-        return probe_sync(manager, config.direct() if type_ == DIRECT else config, row)
+            row = asyncio.run(probe_async(manager, config, row))
+        else:
+            row = probe_sync(manager, config, row)
+        if known is None:
+            return row
+        types = {str(named): known.problems.get(str(named)) for named in known.wanted}
+        return replace(row, types=types)
     except Exception as error:  # Not psycopg's only: the app's own `configure` runs in there.
         return replace(row, error=words_of(error))
     except SystemExit as end:
@@ -373,6 +385,17 @@ def print_rows(rows: Sequence[Row], as_json: bool) -> None:
             )
         if row.login_expires is not None:
             say(f"{row.bind} {row.type}: the login ends at {row.login_expires}")
+    for words in dict.fromkeys(line for row in rows for line in lines_on_types(row)):
+        say(words)
+
+
+def lines_on_types(row: Row) -> Iterator[str]:
+    types = row.types or {}
+    if found := [name for name, problem in types.items() if problem is None]:
+        yield f"{row.bind}: types: {', '.join(found)}"
+    for name, problem in types.items():
+        if problem is not None:
+            yield f"{row.bind}: warning: type {name}: {problem}"
 
 
 HEADERS = ("Bind", "Type", "Result", "Server", "TLS", "Auth", "Connect", "Query", "Pool")

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import keyword
 import re
+import sys
 import unicodedata
 from collections.abc import Collection, Sequence
+from typing import Any
 
+from psycopg import postgres
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import Format
+from psycopg.types.composite import CompositeInfo
+from psycopg.types.enum import EnumInfo
 from psycopg.types.multirange import MultirangeInfo
 from psycopg.types.range import RangeInfo
 
@@ -17,9 +23,7 @@ from ..printable import printable
 _TEXT = "builtins:str"
 _ANY = "typing:Any"
 
-#: What psycopg makes of PostgreSQL's own types, as annotations in which each name stands after its
-#: module. All others are text.
-_ANNOTATIONS = {
+_OBJECTS = {
     "bool": "builtins:bool",
     **dict.fromkeys(("int2", "int4", "int8", "oid"), "builtins:int"),
     **dict.fromkeys(("float4", "float8"), "builtins:float"),
@@ -35,9 +39,24 @@ _ANNOTATIONS = {
     " | ipaddress:IPv4Interface | ipaddress:IPv6Interface",
     "cidr": "ipaddress:IPv4Network | ipaddress:IPv6Network",
     "record": f"builtins:tuple[{_ANY}, ...]",
+    "text": _TEXT,
 }
-_FIRST_OF_USERS = 16384
-"""PostgreSQL's FirstNormalObjectId: types below are its own."""
+
+#: What psycopg's loaders make, as annotations in which each name stands after its module.
+_MADE_BY: dict[object, str] = {
+    None: _TEXT,
+    **{
+        postgres.adapters.get_loader(postgres.types[name].oid, Format.TEXT): annotation
+        for name, annotation in _OBJECTS.items()
+    },
+}
+_MADE_BY_OTHERS = {
+    "psycopg.types.hstore.HstoreLoader": "builtins:dict[builtins:str, builtins:str | None]",
+    "psycopg.types.shapely.GeometryLoader": "shapely.geometry.base:BaseGeometry",
+    "pgvector.psycopg.vector.VectorLoader": "pgvector:Vector",
+    "pgvector.psycopg.halfvec.HalfVectorLoader": "pgvector:HalfVector",
+    "pgvector.psycopg.sparsevec.SparseVectorLoader": "pgvector:SparseVector",
+}
 
 _UNNAMED = "?column?"
 _NAME = re.compile(r"([\w.]+):(\w+)")
@@ -104,7 +123,26 @@ def _python_type(oid: int, adapters: AdaptersMap) -> str:
     if isinstance(info, MultirangeInfo):
         bound = _python_type(info.subtype_oid, adapters)
         return f"psycopg.types.multirange:Multirange[{bound}]"
-    return _ANNOTATIONS.get(info.name, _TEXT) if oid < _FIRST_OF_USERS else _TEXT
+    if isinstance(info, EnumInfo):
+        return _class_of_app(info.enum) or "enum:Enum"
+    if isinstance(info, CompositeInfo):
+        return _class_of_app(info.python_type) or _OBJECTS["record"]
+    loader = adapters.get_loader(oid, Format.TEXT)
+    if loader in _MADE_BY:
+        return _MADE_BY[loader]
+    # One of the app's own may make anything.
+    return (
+        _MADE_BY_OTHERS.get(f"{loader.__module__}.{loader.__qualname__}", _ANY) if loader else _ANY
+    )
+
+
+def _class_of_app(cls: type[Any] | None) -> str | None:
+    """The annotation for a class that can be imported; psycopg's own makes cannot."""
+    if cls is None or not cls.__qualname__.isidentifier():
+        return None
+    module = sys.modules.get(cls.__module__)
+    is_there = module is not None and getattr(module, cls.__name__, None) is cls
+    return f"{cls.__module__}:{cls.__name__}" if is_there else None
 
 
 def _is_field_name(name: str) -> bool:

@@ -38,6 +38,7 @@ def shown_values(config: Config) -> list[ShownValue]:
         *_pool_values(config, "async_pool_settings"),
         *_server_values(config, "sync_settings"),
         *_server_values(config, "async_settings"),
+        *_types(config),
     )
     return [
         ShownValue(dotted(path), redacted_value(path[-1], value), origin)
@@ -114,6 +115,11 @@ def _server_values(config: Config, section: str) -> Iterator[tuple[KeyPath, Any,
     settings = config.sync_settings if section == "sync_settings" else config.async_settings
     for name, value in settings.items():
         yield (section, name), value, _origin(config, (section, name))
+
+
+def _types(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
+    if config.types:
+        yield ("types",), ", ".join(map(str, config.types)), config.unresolved.kind
 
 
 def _origin(config: Config, path: KeyPath) -> str:

@@ -26,6 +26,7 @@ from .yaml_file import logger, path_of, read_file, type_name, unwrap, warn_if_re
 
 if TYPE_CHECKING:
     from .logins import LoginSource
+    from .types import NamedType
 
 # libpq weighs the connection settings against each other, but for these.
 _NEVER_WEIGHED = {"dbname", "password", *PSYCOPG_KEYS}
@@ -42,6 +43,7 @@ class UnresolvedConfig:
     :param logins: by section, what gives the password where that is a callable or a command; it is
         in none of the *sections*.
     :param incomplete_sections: where something is left out that libpq weighs against the rest.
+    :param types: what connections are to know of the database's types.
     """
 
     __slots__ = (
@@ -52,6 +54,7 @@ class UnresolvedConfig:
         "origin",
         "references",
         "sections",
+        "types",
     )
 
     def __init__(
@@ -63,6 +66,7 @@ class UnresolvedConfig:
         references: References | None,
         logins: Mapping[str, LoginSource] = MappingProxyType({}),
         incomplete_sections: frozenset[str] = frozenset(),
+        types: tuple[NamedType, ...] = (),
     ) -> None:
         self.origin: str = origin
         self.kind: str = kind
@@ -71,6 +75,7 @@ class UnresolvedConfig:
         self.references: References | None = references
         self.logins: Mapping[str, LoginSource] = logins
         self.incomplete_sections: frozenset[str] = incomplete_sections
+        self.types: tuple[NamedType, ...] = types
 
     def __repr__(self) -> str:
         return f"<UnresolvedConfig from {self.origin}>"
@@ -162,6 +167,7 @@ class UnresolvedConfig:
             self.references,
             self.logins,
             incomplete_sections=frozenset(incomplete),
+            types=self.types,
         )
 
     def warn_about_lookalikes(self) -> None:
@@ -226,4 +232,9 @@ def read_unresolved(
                 logins[section] = login
                 del sections[section]["password"]
     type_ = content.get("connection_type")
-    return UnresolvedConfig(origin, kind, type_, sections, references, logins)
+    types: tuple[NamedType, ...] = ()
+    if content.get("types") is not None:
+        from .types import read_types  # few have some
+
+        types = read_types(content["types"], origin)
+    return UnresolvedConfig(origin, kind, type_, sections, references, logins, types=types)

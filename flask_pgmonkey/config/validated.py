@@ -32,6 +32,7 @@ from .values import (
 
 if TYPE_CHECKING:
     from .logins import LoginSource
+    from .types import NamedType
 
 # Keys serve within one process; the salt keeps anyone from guessing passwords out of them.
 _KEY_SALT = os.urandom(32)
@@ -149,6 +150,11 @@ class Config:
         """The server settings for *connection_type*, their references resolved anew."""
         section = "async_settings" if connection_type in _ASYNC_TYPES else "sync_settings"
         return _server_settings(self.unresolved, section)
+
+    @property
+    def types(self) -> tuple[NamedType, ...]:
+        """What connections are to know of the database's types."""
+        return self.unresolved.types
 
     @property
     def sync_settings(self) -> Mapping[str, str]:
@@ -291,6 +297,7 @@ def _validated(unresolved: UnresolvedConfig, is_direct: bool = False) -> Config:
         tuple(pool),
         tuple(async_pool),
         *(_identity(unresolved, section, s.own, s.from_uri) for section, s in parts.items()),
+        unresolved.types,
         *(_identity(unresolved, section, values) for section, values in server_settings.items()),
     )
     return Config(

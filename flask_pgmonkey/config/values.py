@@ -303,6 +303,7 @@ SECTIONS: dict[str, Collection[str] | None] = {
     "sync_settings": None,
     "async_settings": None,
 }
+_PLAIN_KEYS = ("connection_type", "types")  # no sections
 # Connection keywords that are server settings as well.
 _ALSO_SERVER_SETTINGS = frozenset({"application_name", "client_encoding", "port"})
 _OTHER_NAMES = {
@@ -353,7 +354,7 @@ def check_keys(config: Mapping[str, Any], origin: str) -> dict[str, dict[str, An
     :raises ConfigError: for an unknown or misplaced key, or a section that is not a mapping.
     """
     for key in config:
-        if key not in SECTIONS and key != "connection_type" and not _is_for_anchors(key):
+        if key not in SECTIONS and key not in _PLAIN_KEYS and not _is_for_anchors(key):
             raise ConfigError(_unknown_key(origin, None, key))
     sections = {}
     for section in SECTIONS:
@@ -391,7 +392,7 @@ def _unknown_key(origin: str, section: str | None, key: object) -> str:
     for home, keys in SECTIONS.items():
         if keys is not None and key in keys:
             return f"{place} does not belong here; move it to {home}."
-    known = ("connection_type", *SECTIONS) if section is None else SECTIONS[section]
+    known = ("connection_type", *SECTIONS, "types") if section is None else SECTIONS[section]
     if known is None:
         return f"{place}: this key is not the name of a server setting."
     if nearest := _OTHER_NAMES.get(key) or nearest_name(key, known):

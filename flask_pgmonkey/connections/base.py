@@ -26,6 +26,7 @@ from .transaction import Transaction, ends_quietly
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .known_types import KnownTypes
     from .protocols import Timer
 
 DescribeBorrower = Callable[[], str]
@@ -46,6 +47,7 @@ class ConnectionObject(ABC, Generic[StateT]):
         ``leak_threshold``.
     :param find_origin: says whose the events of its connections are; its own without it.
     :param find_tag: gives a comment for each statement, if there is to be one.
+    :param types: what its connections know of the database's types, beside PostgreSQL's own.
     :param timers: hear how long a pool's connections took to open and to borrow, and were used.
     """
 
@@ -60,6 +62,7 @@ class ConnectionObject(ABC, Generic[StateT]):
         describe_borrower: DescribeBorrower | None = None,
         find_origin: FindOrigin | None = None,
         find_tag: Callable[[], bytes] | None = None,
+        types: KnownTypes | None = None,
         timers: Sequence[Timer] = (),
     ) -> None:
         self.timers: Sequence[Timer] = timers
@@ -68,6 +71,9 @@ class ConnectionObject(ABC, Generic[StateT]):
         self.find_origin: FindOrigin | None = find_origin
         self.config: Config = config
         self.plans_changed: int = 0
+        self.types: KnownTypes | None = types
+        if types is not None:
+            types.serve(self)
         self._configure = configure
         self._row_factory = row_factory
         self._successor: Self | None = None

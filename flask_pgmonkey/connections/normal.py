@@ -252,7 +252,7 @@ class NormalConnection(SyncConnectionObject[_NormalState, _TurnBlock]):
         return self._open_in_time(state, deadline, timeout)
 
     def _is_alive(self, conn: ServerConnection) -> bool:
-        if not is_connected(conn):
+        if not is_connected(conn) or not conn.has_types_of(self.types):
             return False
         if monotonic() - conn.record.released_at > IDLE_BEFORE_PING:
             return ping(conn.pgconn) is Pulse.ALIVE

@@ -294,7 +294,7 @@ class AsyncNormalConnection(AsyncConnectionObject[_NormalState, _TurnBlock]):
         return await self._open_in_time(state, deadline, timeout)
 
     async def _is_alive(self, conn: AsyncServerConnection) -> bool:
-        if not is_connected(conn):
+        if not is_connected(conn) or not conn.has_types_of(self.types):
             return False
         if monotonic() - conn.record.released_at > IDLE_BEFORE_PING:
             return await ping_async(conn.pgconn) is Pulse.ALIVE

@@ -230,10 +230,11 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                 if pulse is Pulse.ALIVE and now - record.released_at > self._idle_before_ping:
                     pulse = self._ping(conn, deadline - now)
                 if pulse is Pulse.ALIVE:
+                    if record.plans_changed != self.plans_changed and not conn.renew():
+                        pool.discard(conn)
+                        continue
                     if conn.autocommit != autocommit:
                         conn.autocommit = autocommit
-                    if record.plans_changed != self.plans_changed:
-                        record.prepare_anew(conn)
                     state.borrowed.lend(conn, now)
                     if connection_borrowed.receivers:
                         note_borrowed(record, now - start)
@@ -289,6 +290,15 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                 pool.discard(conn)
             if unsent:
                 tell_all(unsent)
+
+    def refresh_types(self) -> None:
+        """Ask the catalogue again for the types that its connections are to know, if any."""
+        if self.types is not None:
+            conn = self.borrow(autocommit=True)
+            try:
+                conn.ask_for_types(self.types)
+            finally:
+                self.release(conn)
 
     def abandon(self, conn: ServerConnection) -> None:
         """Give up a borrowed connection that another thread still uses.

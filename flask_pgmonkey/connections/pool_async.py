@@ -266,10 +266,11 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                 if pulse is Pulse.ALIVE and now - record.released_at > self._idle_before_ping:
                     pulse = await self._ping(conn, deadline - now)
                 if pulse is Pulse.ALIVE:
+                    if record.plans_changed != self.plans_changed and not conn.renew():
+                        await pool.discard(conn)
+                        continue
                     if conn.autocommit != autocommit:
                         await conn.set_autocommit(autocommit)
-                    if record.plans_changed != self.plans_changed:
-                        record.prepare_anew(conn)
                     state.borrowed.lend(conn, now)
                     if connection_borrowed.receivers:
                         note_borrowed(record, now - start)
@@ -328,6 +329,15 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                 tell_all(unsent)
             if state.pool is not pool:
                 self._leave_loop(state)
+
+    async def refresh_types(self) -> None:
+        """Ask the catalogue again for the types that its connections are to know, if any."""
+        if self.types is not None:
+            conn = await self.borrow(autocommit=True)
+            try:
+                await conn.ask_for_types(self.types)
+            finally:
+                await self.release(conn)
 
     async def _make_reusable(self, conn: AsyncServerConnection) -> bool:
         """Undo what the borrower left; False if the connection is of no use any more."""

@@ -11,6 +11,7 @@ from psycopg.pq.abc import PGconn
 
 from ..config import Config
 from ..signals import FindOrigin
+from .known_types import KnownTypes
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -39,6 +40,7 @@ class Opener(Protocol):
     :ivar connection_type: that of configs, such as ``pool``.
     :ivar plans_changed: how often a connection of it met a prepared statement that a migration had
         made stale.
+    :ivar types: what its connections know of the database's types, beside PostgreSQL's own.
     :ivar find_origin: says whose the events of its connections are.
     :ivar find_tag: gives the comment with which its connections end their statements.
     :ivar timers: hear how long its connections took to open and to borrow, and were used.
@@ -47,6 +49,7 @@ class Opener(Protocol):
 
     connection_type: str
     plans_changed: int
+    types: KnownTypes | None
     find_origin: FindOrigin | None
     find_tag: Callable[[], bytes] | None
     timers: Sequence[Timer]

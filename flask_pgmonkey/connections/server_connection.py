@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from psycopg.rows import RowFactory
     from typing_extensions import Self
 
+    from .known_types import KnownTypes
     from .protocols import Opener, Source
 
 T = TypeVar("T")
@@ -270,6 +271,11 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
             if settings := config.sync_settings:
                 with conn.bounded_as_opening():
                     conn._apply(config, settings)
+            if opener.types is not None:
+                if opener.types.is_to_be_asked():
+                    with conn.bounded_as_opening():
+                        conn.ask_for_types(opener.types)
+                conn.take_types(opener.types)
             conn.query_timeout = config.pool.query_timeout
             conn._make_ready()
         except BaseException:
@@ -332,6 +338,21 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
                         raise
                     refuse(config, "sync_settings", name, refusal)
             raise
+
+    def ask_for_types(self, types: KnownTypes) -> None:
+        """Ask the catalogue for *types*."""
+        try:
+            cursor = self.cursor(row_factory=tuple_row)
+            cursor.execute(*types.question, prepare=False)
+            ((answer,),) = cursor.fetchall()
+            types.learn(self, answer)
+        except (QueryTimeoutError, ServerSilentError) as error:
+            config = self.record.opener.config
+            raise unanswered(config, "types", self.query_timeout) from error
+        except psycopg.DatabaseError as error:
+            if not is_refusal(self, error):
+                raise
+            types.note_refusal(error)
 
     def put_back_attributes(self) -> None:
         """Undo what the borrower changed on this object. Costs no round trip.

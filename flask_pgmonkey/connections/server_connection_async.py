@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
     from typing_extensions import Self
 
+    from .known_types import KnownTypes
     from .protocols import AsyncSource, Opener
 
 T = TypeVar("T")
@@ -259,6 +260,11 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
             if settings := config.async_settings:
                 with conn.bounded_as_opening():
                     await conn._apply(config, settings)
+            if opener.types is not None:
+                if opener.types.is_to_be_asked():
+                    with conn.bounded_as_opening():
+                        await conn.ask_for_types(opener.types)
+                conn.take_types(opener.types)
             conn.query_timeout = config.async_pool.query_timeout
             await conn._make_ready()
         except BaseException:
@@ -321,6 +327,21 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
                         raise
                     refuse(config, "async_settings", name, refusal)
             raise
+
+    async def ask_for_types(self, types: KnownTypes) -> None:
+        """Ask the catalogue for *types*."""
+        try:
+            cursor = self.cursor(row_factory=tuple_row)
+            await cursor.execute(*types.question, prepare=False)
+            ((answer,),) = await cursor.fetchall()
+            types.learn(self, answer)
+        except (QueryTimeoutError, ServerSilentError) as error:
+            config = self.record.opener.config
+            raise unanswered(config, "types", self.query_timeout) from error
+        except psycopg.DatabaseError as error:
+            if not is_refusal(self, error):
+                raise
+            types.note_refusal(error)
 
     async def put_back_attributes(self) -> None:
         """Undo what the borrower changed on this object. Costs no round trip.

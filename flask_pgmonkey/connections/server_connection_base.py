@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
     from typing_extensions import LiteralString, Self
 
+    from .known_types import KnownTypes
     from .liveness import Recorded
     from .protocols import AnyConnection
     from .record import ConnectionRecord
@@ -91,10 +92,12 @@ class BaseServerConnection(BaseConnection[Any]):
 
     :ivar owner_pid: the process that opened it.
     :ivar registered: an entry for each adapter or type that was registered since it was ready.
+    :ivar base_adapters: what it knows of types before anything is registered on it.
     :ivar query_timeout: seconds that a query may run; 0 is no limit.
     :ivar bounded_by: what says so, for the error.
     """
 
+    base_adapters: AdaptersMap = postgres.adapters
     query_timeout: float = 0.0
     bounded_by: str = "query_timeout"
     record: ConnectionRecord[Any]
@@ -119,8 +122,28 @@ class BaseServerConnection(BaseConnection[Any]):
     def adapters(self) -> AdaptersMap:
         # Global ones count until somebody asks, as with psycopg.
         if self._adapters is None:
-            self._adapters = NotedAdapters(postgres.adapters, self.registered)
+            self._adapters = NotedAdapters(self.base_adapters, self.registered)
         return self._adapters
+
+    def take_types(self, types: KnownTypes) -> None:
+        """Have the adapters of *types*, and nothing of what was registered here before."""
+        if types.adapters is not None:
+            self.base_adapters = types.adapters
+            self._adapters = None
+            self.registered.clear()
+
+    def renew(self) -> bool:
+        """Drop what a migration may have made stale; False if it takes another connection.
+
+        So it does where the types of the database are others now: what ``configure`` registered
+        beside them stays with the connection.
+        """
+        self.record.prepare_anew(self)
+        return self.has_types_of(self.record.opener.types)
+
+    def has_types_of(self, types: KnownTypes | None) -> bool:
+        """Whether its adapters are those of *types* as they are now."""
+        return types is None or types.adapters is None or self.base_adapters is types.adapters
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:

@@ -279,11 +279,15 @@ class FreshDatabases:
         with app.app_context():
             db: PGMonkey[Any] = app.extensions["pgmonkey"]
             config = db.get_config(name)
-            arguments = db.manager._arguments()
+            arguments = db.manager._arguments(config)
         looks: Look[Any] = Look(
-            {"connection_settings": config.connect_kwargs()},
+            {
+                "connection_settings": config.connect_kwargs(),
+                "types": [named.entry for named in config.types],
+            },
             row_factory=arguments["row_factory"],
             configure=arguments["configure"],
+            types=db._types,
         )
         self._looks.append(looks)
         return looks
