@@ -24,6 +24,7 @@ from flask_pgmonkey.connections.known_types import KnownTypes
 from flask_pgmonkey.errors import ConfigError
 
 from ..programs import run_program
+from ..servers import PrivateServer
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -199,15 +200,14 @@ def test_classes_of_the_app_come_and_go(
     assert {row[0].name for row in far} == {"near"}
 
 
-def test_pgvector_and_shapely_make_their_own_objects(
-    connection: Connection, fetch_with_all: Callable[..., Any]
+def test_pgvector_makes_its_own_objects(
+    private_server: PrivateServer, fetch_with_all: Callable[..., Any]
 ) -> None:
     pgvector = pytest.importorskip("pgvector")
-    shapely = pytest.importorskip("shapely")
-    connection.execute("CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")
-    for name in ("geometry", "geography"):
-        connection.execute(TEXT_TYPE.format(name=name))
-    point = shapely.Point(1, 2)
+    with private_server.connect("app") as connection:  # embedded, so it has the extension
+        connection.execute("CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions")
+        connection.execute("GRANT USAGE ON SCHEMA extensions TO PUBLIC")
+    config = {"connection_settings": private_server.settings(), "types": ["vector"]}
     query = """
         SELECT '[1,2]'::extensions.vector, ARRAY['[1,2]'::extensions.vector],
             '[1,2]'::extensions.halfvec, '{1:1}/2'::extensions.sparsevec,
@@ -215,12 +215,21 @@ def test_pgvector_and_shapely_make_their_own_objects(
     """
     parameters = pgvector.Vector([1, 2]), pgvector.Bit("10")
     for binary in (False, True):
-        for row in fetch_with_all(query, parameters, binary=binary, config={"types": ["vector"]}):
+        for row in fetch_with_all(query, parameters, binary=binary, config=config):
             vector, vectors, half, sparse, distance, same = row
             assert vector == vectors[0] == pgvector.Vector([1, 2])
             assert half == pgvector.HalfVector([1, 2])
             assert sparse == pgvector.SparseVector([1, 0])
             assert (distance, same) == (1.0, True)
+
+
+def test_shapely_makes_its_own_objects(
+    connection: Connection, fetch_with_all: Callable[..., Any]
+) -> None:
+    shapely = pytest.importorskip("shapely")
+    for name in ("geometry", "geography"):
+        connection.execute(TEXT_TYPE.format(name=name))
+    point = shapely.Point(1, 2)
     query = "SELECT %s::text::geometry, ARRAY[%s::text]::geography[], pg_typeof(%t)::text"
     shapes = point.wkb_hex, point.wkb_hex, point
     for row in fetch_with_all(query, shapes, config={"types": ["geometry"]}):

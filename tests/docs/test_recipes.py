@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ import pytest
 import yaml
 
 from flask_pgmonkey.connections import borrowed_connections
+
+from ..suite import Suite
 
 DOCS = Path(__file__).parents[2] / "docs"
 RECIPES = DOCS / "recipes"
@@ -67,6 +70,8 @@ APPS = {
     "monitor",
     "opentelemetry_metrics",
     "prometheus",
+    "semantic_search",
+    "sql_files",
 }
 
 SCHEMA = """
@@ -235,6 +240,50 @@ def test_async_views_query_at_once_and_in_a_transaction(
     client = recipe.app.test_client()
     assert client.post("/orders/1/250").json == {"turnover": 250}
     assert client.get("/summary").json == {"users": 0, "orders": 1, "turnover": 250}
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
+    wait_until_alone(tables)
+
+
+def test_semantic_search_finds_what_is_alike(open_folder: Path, suite: Suite) -> None:
+    pytest.importorskip("pgvector")
+    suite.copy_cluster(open_folder / "instance" / "postgres" / "data")
+    (open_folder / "semantic_search.py").write_text((RECIPES / "semantic_search.py").read_text())
+    search = """
+        import json
+        from semantic_search import app, db
+        assert app.test_cli_runner().invoke(args=["init-db"]).exit_code == 0
+        client = app.test_client()
+        for text in ("A cat sat on the mat", "Pools of connections", "Two cats on a mat", "Sums"):
+            assert client.post("/notes", data={"text": text}).status_code == 201
+        with app.app_context():
+            assert type(db.fetch_value("SELECT embedding FROM notes")).__name__ == "Vector"
+        print(client.get("/notes?q=two cats on one mat").text)
+    """
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(search)],
+        cwd=open_folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    first, second, third = json.loads(run.stdout)["notes"]
+    assert (first["text"], second["text"]) == ("Two cats on a mat", "A cat sat on the mat")
+    assert first["similarity"] > second["similarity"] > third["similarity"]
+    assert run.stderr == ""
+
+
+def test_sql_in_files_runs_on_the_requests_connection(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("aiosql")
+    (tmp_path / "users.sql").write_text((RECIPES / "users.sql").read_text())
+    recipe = load("sql_files")
+    client = recipe.app.test_client()
+    assert client.post("/users/Ada").json == {"id": 1}
+    assert client.post("/users/Grace").status_code == 201
+    assert client.get("/users/A").json == {"users": [{"id": 1, "name": "Ada (1)"}]}
     with recipe.app.app_context():
         recipe.db.clear_cache()
     wait_until_alone(tables)
