@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -177,8 +178,12 @@ _KEYS = """
 
 _INDEXES = """
     SELECT indrelid, indexrelid::regclass::text, pg_get_indexdef(indexrelid),
-        coalesce(pg_relation_size(indexrelid), 0), indisvalid
-    FROM pg_index WHERE indrelid = ANY (%s)
+        coalesce(CASE c.relkind
+            WHEN 'I' THEN (SELECT sum(pg_relation_size(relid)) FROM pg_partition_tree(c.oid))
+            ELSE pg_relation_size(c.oid)
+        END, 0)::bigint, indisvalid
+    FROM pg_index JOIN pg_class c ON c.oid = indexrelid
+    WHERE indrelid = ANY (%s)
     ORDER BY 2"""
 
 
@@ -412,10 +417,22 @@ def _tables(nodes: Iterable[dict[str, Any]]) -> set[_TableName]:
     return {(node["Schema"], node["Relation Name"]) for node in nodes if "Relation Name" in node}
 
 
-def limit_waiting(connection: psycopg.Connection[Any]) -> None:
-    """Let *connection* only read in this transaction, and wait for no lock for long."""
-    connection.execute("SET TRANSACTION READ ONLY")
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", (LONGEST_WAIT,))
+@contextmanager
+def reading(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """A transaction on *connection* that only reads, and waits for no lock for long.
+
+    :raises InspectionError: where something else keeps a lock.
+    """
+    try:
+        with connection.transaction():
+            connection.execute("SET TRANSACTION READ ONLY")
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (LONGEST_WAIT,))
+            yield
+    except errors.LockNotAvailable as error:
+        raise InspectionError(
+            f"Something else, such as a migration, has kept a table locked for {LONGEST_WAIT}; try"
+            " again when it has ended."
+        ) from error
 
 
 def _users_sql(text: str) -> sql.SQL:

@@ -18,7 +18,7 @@ from ..inspection import (
     columns_of_query,
     columns_of_relation,
     find_relation,
-    limit_waiting,
+    reading,
     relations,
 )
 from .targets import Target, database_options
@@ -70,8 +70,7 @@ def inspect(
         raise click.UsageError("Give either --dataclass or --json.")
     if class_name is not None and not dataclass:
         raise click.UsageError("--class goes with --dataclass.")
-    with target.connect() as connection:
-        limit_waiting(connection)
+    with target.connect() as connection, reading(connection):
         if query is not None:
             columns = columns_of_query(connection, query)
             if dataclass:

@@ -126,7 +126,8 @@ def _python_type(oid: int, adapters: AdaptersMap) -> str:
     if isinstance(info, EnumInfo):
         return _class_of_app(info.enum) or "enum:Enum"
     if isinstance(info, CompositeInfo):
-        return _class_of_app(info.python_type) or _OBJECTS["record"]
+        is_tuple = info.python_type is None or issubclass(info.python_type, tuple)
+        return _class_of_app(info.python_type) or (_OBJECTS["record"] if is_tuple else _ANY)
     loader = adapters.get_loader(oid, Format.TEXT)
     if loader in _MADE_BY:
         return _MADE_BY[loader]
