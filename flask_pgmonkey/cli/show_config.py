@@ -6,7 +6,7 @@ import json
 
 import click
 
-from ..config.provenance import shown_values
+from ..config.provenance import ShownValue, shown_values
 from .targets import Target, database_options
 from .terminal import print_table
 
@@ -17,8 +17,8 @@ from .terminal import print_table
 def show_config(target: Target, as_json: bool) -> None:
     """Show the config of a database as it is used, and where each value comes from.
 
-    Values come from the file, the environment, a service, our defaults or libpq's. Passwords and
-    other secrets are redacted.
+    Values come from the file, the environment, a service, the app, our defaults or libpq's.
+    Passwords and other secrets are redacted.
 
     \b
       flask --app shop pgmonkey show-config --bind reports
@@ -26,6 +26,8 @@ def show_config(target: Target, as_json: bool) -> None:
       flask pgmonkey show-config --config db.yaml --json
     """
     values = shown_values(target.config)
+    for name, cls in (target.classes or {}).items():
+        values.append(ShownValue(f"types.{name}", cls.__qualname__ if cls else None, "app"))
     if as_json:
         click.echo(json.dumps([value._asdict() for value in values], indent=2))
         return
@@ -35,4 +37,6 @@ def show_config(target: Target, as_json: bool) -> None:
 
 def displayed(value: object) -> str:
     """Write a value as it would stand in the file."""
+    if value is None:
+        return ""
     return str(value).lower() if isinstance(value, bool) else str(value)

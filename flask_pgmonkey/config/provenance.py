@@ -19,8 +19,9 @@ class ShownValue(NamedTuple):
     :param key: the dotted key.
     :param value: the value in use, redacted if it is a secret.
     :param origin: ``file``, ``mapping``, ``URI``, ``environment NAME``, ``file PATH``,
-        ``command``, ``callable``, ``service NAME``, ``default`` (ours), ``libpq default``, or
-        ``libpq, with service NAME`` where libpq does not tell which of the two it was.
+        ``command``, ``callable``, ``app``, ``service NAME``, ``default`` (ours),
+        ``libpq default``, or ``libpq, with service NAME`` where libpq does not tell which of the
+        two it was.
     """
 
     key: str

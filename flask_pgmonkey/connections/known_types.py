@@ -129,16 +129,20 @@ class KnownTypes:
         """Replace what *opener* has opened when the types turn out to be others."""
         self._openers[id(opener)] = opener
 
-    def is_to_be_asked(self) -> bool:
+    def claim_look(self) -> bool:
         """Whether the connection that is being opened is to ask the catalogue.
 
-        The first one; later those that find types missing, or that come after a migration.
+        The first one is; later, once a minute, one after types were missing or a migration was met.
         """
-        if self._looked_at is None:
+        looked_at, now = self._looked_at, monotonic()
+        if looked_at is None:
             return True
         if not self.problems and self._plans_changed == self._count_changes():
             return False
-        return monotonic() - self._looked_at >= LOOK_AGAIN_EVERY
+        if now - looked_at < LOOK_AGAIN_EVERY:
+            return False
+        self._looked_at = now  # the others need not ask too
+        return True
 
     @property
     def question(self) -> tuple[LiteralString, tuple[list[str | None], list[str]]]:

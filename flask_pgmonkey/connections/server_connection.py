@@ -272,7 +272,7 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
                 with conn.bounded_as_opening():
                     conn._apply(config, settings)
             if opener.types is not None:
-                if opener.types.is_to_be_asked():
+                if opener.types.claim_look():
                     with conn.bounded_as_opening():
                         conn.ask_for_types(opener.types)
                 conn.take_types(opener.types)

@@ -261,7 +261,7 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
                 with conn.bounded_as_opening():
                     await conn._apply(config, settings)
             if opener.types is not None:
-                if opener.types.is_to_be_asked():
+                if opener.types.claim_look():
                     with conn.bounded_as_opening():
                         await conn.ask_for_types(opener.types)
                 conn.take_types(opener.types)

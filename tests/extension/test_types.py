@@ -34,6 +34,7 @@ def connection(database: dict[str, Any]) -> Iterator[psycopg.Connection[Any]]:
     with psycopg.connect(**database, autocommit=True) as connection:
         connection.execute("CREATE TYPE mood AS ENUM ('glad', 'sad')")
         connection.execute("CREATE TYPE address AS (street text, zip text)")
+        connection.execute("CREATE TYPE pair AS (a integer, b integer)")
         yield connection
 
 
@@ -74,22 +75,30 @@ def test_the_command_line_shows_and_tries_the_types(
     path.chmod(0o600)
     app = flask.Flask("shop")
     app.config["PGMONKEY_CONFIG"] = str(path)
-    PGMonkey(app, types={"address": Address})
+    PGMonkey(app, types={"address": Address, "pair": None})
     runner = app.test_cli_runner()
 
     shown = json.loads(runner.invoke(pgmonkey, ["show-config", "--json"]).stdout)
-    assert shown[-1] == {"key": "types", "value": "enum mood, hstore", "origin": "file"}
+    assert shown[-3:] == [
+        {"key": "types", "value": "enum mood, hstore", "origin": "file"},
+        {"key": "types.address", "value": "Address", "origin": "app"},
+        {"key": "types.pair", "value": None, "origin": "app"},
+    ]
+    lines = runner.invoke(pgmonkey, ["show-config"]).stdout.splitlines()
+    assert lines[-2].split() == ["types.address", "Address", "app"]
 
     missing = "there is no type hstore: CREATE EXTENSION hstore makes it"
     tried = runner.invoke(pgmonkey, ["test"])
     assert tried.exit_code == 0, tried.output
     assert tried.stderr == ""
     assert tried.stdout.splitlines()[5:] == [
-        "default: types: enum mood, address",
+        "default: types: enum mood, address, pair",
         f"default: warning: type hstore: {missing}",
     ]
     for row in json.loads(runner.invoke(pgmonkey, ["test", "--json"]).stdout):
-        assert row["types"] == {"enum mood": None, "hstore": missing, "address": None}
+        assert row["types"] == {
+            **{"enum mood": None, "hstore": missing, "address": None, "pair": None},
+        }
 
     query = "SELECT 'glad'::mood AS mood, '{}'::mood[] AS moods, ROW('a', 'b')::address AS home"
     made = runner.invoke(pgmonkey, ["inspect", "--query", query, "--dataclass"])
