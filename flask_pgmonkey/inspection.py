@@ -10,6 +10,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import psycopg
@@ -268,7 +269,8 @@ def columns_of_relation(connection: psycopg.Connection[Any], oid: int) -> tuple[
             (oid,),
         )
         (select,) = cursor.fetchone() or ("",)
-    return _described(connection, select, None)
+    _, result = _prepare(connection, select)
+    return _columns(connection, result, None)
 
 
 def columns_of_query(connection: psycopg.Connection[Any], query: str) -> tuple[ResultColumn, ...]:
@@ -280,8 +282,9 @@ def columns_of_query(connection: psycopg.Connection[Any], query: str) -> tuple[R
     :raises InspectionError: if it gives no columns, or is several statements.
     """
     query = _with_numbers(query.strip().removesuffix(";"))
-    _describe(connection, query)  # which says what is wrong with it
-    return _described(connection, query, _tables_without_nulls(connection, query))
+    statement, result = _prepare(connection, query)
+    plan = _plan(connection, statement, result.nparams)
+    return _columns(connection, result, _tables_without_nulls(plan, query))
 
 
 _LITERAL_OR_PLACEHOLDER = re.compile(
@@ -302,10 +305,9 @@ def _with_numbers(query: str) -> str:
     return numbered.replace("%%", "%") if numbers else query
 
 
-def _described(
-    connection: psycopg.Connection[Any], query: str, kept: Container[_TableName] | None
+def _columns(
+    connection: psycopg.Connection[Any], result: PGresult, kept: Container[_TableName] | None
 ) -> tuple[ResultColumn, ...]:
-    result = _describe(connection, query)
     if not result.nfields:
         raise InspectionError("The query gives no columns; write a SELECT, or RETURNING.")
     columns = [
@@ -339,16 +341,21 @@ _FACTS_OF_COLUMNS = f"""
     ORDER BY given.number"""  # noqa: S608 - nothing of a user's
 
 
-def _describe(connection: psycopg.Connection[Any], query: str) -> PGresult:
+_numbers = count()
+
+
+def _prepare(connection: psycopg.Connection[Any], query: str) -> tuple[str, PGresult]:
+    """The name of the prepared *query*, and the server's description of it."""
+    name = f"inspected_{next(_numbers)}"
     pgconn = connection.pgconn
-    pgconn.send_prepare(b"", query.encode(connection.info.encoding))
+    pgconn.send_prepare(name.encode(), query.encode(connection.info.encoding))
     result: PGresult
     (result,) = connection.wait(generators.execute(pgconn))
     if result.status == pq.ExecStatus.COMMAND_OK:
-        pgconn.send_describe_prepared(b"")
+        pgconn.send_describe_prepared(name.encode())
         (result,) = connection.wait(generators.execute(pgconn))
     if result.status == pq.ExecStatus.COMMAND_OK:
-        return result
+        return name, result
     error = errors.error_from_result(result)
     if isinstance(error, errors.SyntaxError) and error.diag.statement_position is None:
         raise InspectionError("The query is several statements; give one.") from error
@@ -359,11 +366,24 @@ def _describe(connection: psycopg.Connection[Any], query: str) -> PGresult:
     raise error
 
 
-def _tables_without_nulls(
-    connection: psycopg.Connection[Any], query: str
-) -> Container[_TableName] | None:
+def _plan(
+    connection: psycopg.Connection[Any], statement: str, parameters: int
+) -> dict[str, Any] | None:
+    """The plan of a prepared statement for any parameters; None where there is none, or several."""
+    values = f"({', '.join(['NULL'] * parameters)})" if parameters else ""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute("SELECT set_config('plan_cache_mode', 'force_generic_plan', true)")
+        cursor.execute(
+            _users_sql(f"EXPLAIN (VERBOSE, FORMAT json) EXECUTE {statement} {values}"),
+            prepare=False,
+        )
+        ((explained,),) = cursor.fetchall()
+    plans = [each["Plan"] for each in explained if isinstance(each, dict)]
+    return plans[0] if len(plans) == 1 else None
+
+
+def _tables_without_nulls(plan: dict[str, Any] | None, query: str) -> Container[_TableName] | None:
     """The tables of *query* in place of whose columns it puts no NULL; None for all of them."""
-    plan = _plan(connection, query)
     if plan is None:
         return ()
     nodes = list(_nodes(plan))
@@ -381,29 +401,18 @@ def _tables_without_nulls(
     return _tables(nodes) - _tables(nullable)
 
 
-def _plan(connection: psycopg.Connection[Any], query: str) -> dict[str, Any] | None:
-    """The plan of *query*; None where the server makes none, for SHOW for example."""
-    options = "VERBOSE, FORMAT json"
-    if re.search(r"\$\d", query):
-        if connection.info.server_version < 160000:
-            return None
-        options += ", GENERIC_PLAN"
-    try:
-        with connection.transaction(), connection.cursor(row_factory=tuple_row) as cursor:
-            row = cursor.execute(_users_sql(f"EXPLAIN ({options}) {query}")).fetchone()
-    except errors.SyntaxError:
-        return None
-    plan: dict[str, Any] = row[0][0]["Plan"] if row else {}
-    return plan
-
-
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
     for child in plan.get("Plans", ()):
         yield from _nodes(child)
 
 
-_NULLABLE_SIDES = {"Left": ("Inner",), "Right": ("Outer",), "Full": ("Inner", "Outer")}
+# An outer join of which only the rows without a partner are wanted is planned as an anti-join.
+_NULLABLE_SIDES = {
+    **dict.fromkeys(("Left", "Anti"), ("Inner",)),
+    **dict.fromkeys(("Right", "Right Anti"), ("Outer",)),
+    "Full": ("Inner", "Outer"),
+}
 
 
 def _nullable_sides(join: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -296,7 +296,7 @@ def _register(
         return None
     info.register(context)
     adapters = context.adapters
-    if kind == "e":
+    if kind == "e" or row["name"] == "citext":
         adapters.register_loader(info.oid, TextLoader)
         adapters.register_loader(info.oid, TextBinaryLoader)
     elif kind == "d":
