@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -259,6 +260,30 @@ def test_one_question_serves_all_connections_of_a_process(
         assert shown.fetchone() == ("",)
     manager.clear_cache()
     assert len(asked) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_a_forked_child_knows_what_its_parent_has_asked(
+    connection: Connection, database: dict[str, Any]
+) -> None:
+    run = run_program(
+        """
+        import os
+        from flask_pgmonkey import Database
+        from flask_pgmonkey.connections.known_types import KnownTypes
+        db = Database({"connection_settings": config}, types={"mood": None})
+        print(db.fetch_value("SELECT '{glad}'::mood[]"), flush=True)
+        KnownTypes.learn = None
+        child = os.fork()
+        print(db.fetch_value("SELECT '{sad}'::mood[]"), flush=True)
+        if child:
+            os.waitpid(child, 0)
+        db.close()
+        """,
+        database,
+        checks=("-X", "dev"),
+    )
+    assert (run.stdout.splitlines(), run.stderr) == (["['glad']", "['sad']", "['sad']"], "")
 
 
 def test_what_configure_registers_stands_above(
