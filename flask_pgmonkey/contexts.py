@@ -493,14 +493,16 @@ def current_tally() -> Tally | None:
     context: Any = _request_context.get(None) or app_context
     tally: Tally | None = vars(context).get(_TALLY)
     if tally is None:
-        tally = vars(context).setdefault(_TALLY, _new_tally())
+        tally = vars(context).setdefault(_TALLY, _new_tally(context))
     return tally
 
 
-def _new_tally() -> Tally:
-    if not has_request_context():
+def _new_tally(context: Any) -> Tally:
+    has_request = getattr(context, "has_request", None)  # since Flask 3.2
+    if not (hasattr(context, "request") if has_request is None else has_request):
         return Tally()
-    return Tally(request.endpoint, request.method, request.path)
+    current: Request = context.request
+    return Tally(current.endpoint, current.method, current.path)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from functools import lru_cache
 from reprlib import Repr
 from typing import TYPE_CHECKING, TextIO, cast
 
+from .connections.watching import connect_to_slow
 from .events import QueryEvent
 from .printable import one_line, printable
 from .signals import CallSite, query_executed
@@ -41,7 +42,9 @@ class QueryLog:
         """Log the queries of *app* from now on, as long as this object lives."""
         if self._echoes:
             show_somewhere()
-        query_executed.connect(self._hear, app)
+            query_executed.connect(self._hear, app)
+        else:
+            connect_to_slow(self, self._hear, app, self._slow)
 
     def _hear(self, app: object, event: QueryEvent) -> None:
         if self._echoes and logger.isEnabledFor(logging.INFO):

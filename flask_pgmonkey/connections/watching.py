@@ -13,11 +13,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache, lru_cache
 from inspect import iscoroutine
 from time import perf_counter, time
-from types import FrameType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from weakref import finalize
 
 import psycopg
 from psycopg import sql
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
     from typing_extensions import Self
 
-    from ..events import ConnectionEvent, Event
+    from ..events import ConnectionEvent, Event, QueryEvent
     from .protocols import Opener
     from .record import ConnectionRecord
 
@@ -117,17 +118,24 @@ def _found(find_origin: FindOrigin | None, config: Config, bind: str | None) -> 
     return origin._replace(bind=bind)
 
 
-def call_site() -> CallSite | None:
-    """Where the app's own code is that leads here; None if there is none."""
-    frame: FrameType | None = sys._getframe(1)
+def call_site(above: int = 1) -> CallSite | None:
+    """Where the app's own code is that leads here; None if there is none.
+
+    :param above: so many frames from here it may be. Python makes an object of each that is looked
+        at.
+    """
+    frame: FrameType | None = sys._getframe(above)
     while frame is not None:
         code = frame.f_code
         if not is_of_no_interest(code.co_filename):
-            return CallSite(code.co_filename, frame.f_lineno, code.co_name)
+            return _call_site(code.co_filename, frame.f_lineno, code.co_name)
         frame = frame.f_back
     hopped = hop.get()
     return hopped.call_site if hopped is not None else None
 
+
+# One object for each place: to find it is quicker than to make another.
+_call_site = lru_cache(maxsize=4096)(CallSite)
 
 _FOLDERS_OF_NO_INTEREST = tuple(
     os.path.join(folder, "")
@@ -148,6 +156,37 @@ def is_of_no_interest(file: str) -> bool:
 
 
 # Queries
+
+_patient: dict[int, float] = {}
+"""Receivers that want to hear of slow queries alone, by their ids, and the seconds of these."""
+
+
+def connect_to_slow(
+    owner: object, receiver: Callable[[Any, QueryEvent], None], sender: object, seconds: float
+) -> None:
+    """Have *receiver*, a method of *owner*, hear of the queries of *sender* that take so long.
+
+    It hears of others too where somebody else listens to all. As long as nobody does, nothing is
+    gathered of a query that is quick.
+    """
+    query_executed.connect(receiver, sender)
+    _patient[id(owner)] = seconds
+    finalize(owner, _patient.pop, id(owner), None).atexit = False
+
+
+def _is_slow(duration: float) -> bool:
+    """Whether a query took so long that somebody is to hear of it."""
+    if len(query_executed.receivers) > len(_patient):
+        return True  # somebody hears of all
+    return duration >= min(_patient.values(), default=0.0)
+
+
+@cache
+def _events() -> ModuleType:
+    """The module of the events, loaded when somebody listens."""
+    from .. import events
+
+    return events
 
 
 class Watch:
@@ -186,68 +225,66 @@ class Watch:
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        self.end(exc)
-        tell_unsent(self._conn.record)
+        self.end(exc, above=4)  # this method, and the one whose block it is, are not the app's
+        record: ConnectionRecord[Any] = self._conn.record
+        if record.unsent:
+            tell_unsent(record)
 
-    def end(self, exc: BaseException | None, result: PGresult | None = None) -> None:
+    def end(
+        self, exc: BaseException | None, result: PGresult | None = None, above: int = 3
+    ) -> None:
         """Gather what is to be told, without telling it.
 
         :param result: that of a command.
+        :param above: where the app's own code may be, as for :func:`call_site` in here.
         """
         duration = perf_counter() - self._began
-        record: ConnectionRecord[Any] = self._conn.record
+        conn = self._conn
+        record: ConnectionRecord[Any] = conn.record
         if not record.is_seen or _is_telling.get():
             return
-        text = text_of(self._query)
-        if self._conn._pipeline is not None and record.pipelined is not None:
-            record.pipelined.append(text)
+        if conn._pipeline is not None and record.pipelined is not None:
+            record.pipelined.append(text_of(self._query))
+            return
+        before, after = self._before, conn.pgconn.transaction_status
+        is_heard = bool(query_executed.receivers) and (not _patient or _is_slow(duration))
+        # Whose it is and where it was called costs more than all else: only where that is told.
+        if not is_heard and (after == before or not transaction_ended.receivers):
+            if before == _IDLE != after:
+                record.transaction_began = self._began if after in _IN_TRANSACTION else None
             return
         origin = origin_of(record.opener, record.bind)
-        site = call_site()
-        after = self._conn.pgconn.transaction_status
-        if text and query_executed.receivers:
-            self._gather(record, text, duration, exc, result, origin, site, after)
-        if after != self._before:
+        site = call_site(above)
+        query = self._query
+        if is_heard and (text := query if type(query) is str else text_of(query)):
+            # In one piece, because each function that is called costs as much as ten lines.
+            sender, bind, tally, keeps_parameters, may_repeat = origin
+            params = self._params
+            if params is not None:
+                params = without_secrets(text, params) if keeps_parameters else None
+            if tally is not None:
+                tally.seconds += duration
+                if self._kind != "command":
+                    tally.queries += 1
+            event = _events().QueryEvent(
+                site,
+                bind,
+                tally,
+                text,
+                params,
+                self._kind,
+                self._statements,
+                self._started_at,
+                duration,
+                self._rows(result) if exc is None else None,
+                None if exc is None else type(exc).__name__,
+                exc.sqlstate if isinstance(exc, psycopg.Error) else None,
+                before in _IN_TRANSACTION or after in _IN_TRANSACTION,
+                may_repeat,
+            )
+            record.unsent.append((query_executed, sender, event))
+        if after != before:
             self._note_transaction(record, result, origin, site, after)
-
-    def _gather(
-        self,
-        record: ConnectionRecord[Any],
-        text: str,
-        duration: float,
-        exc: BaseException | None,
-        result: PGresult | None,
-        origin: Origin,
-        site: CallSite | None,
-        after: int,
-    ) -> None:
-        from ..events import QueryEvent  # loaded when somebody listens, as the others below
-
-        sender, bind, tally, keeps_parameters, may_repeat = origin
-        parameters = None
-        if keeps_parameters and self._params is not None:
-            parameters = without_secrets(text, self._params)
-        if tally is not None:
-            tally.seconds += duration
-            if self._kind != "command":
-                tally.queries += 1
-        event = QueryEvent(
-            site,
-            bind,
-            tally,
-            text,
-            parameters,
-            self._kind,
-            self._statements,
-            self._started_at,
-            duration,
-            self._rows(result) if exc is None else None,
-            type(exc).__name__ if exc is not None else None,
-            exc.sqlstate if isinstance(exc, psycopg.Error) else None,
-            self._before in _IN_TRANSACTION or after in _IN_TRANSACTION,
-            may_repeat,
-        )
-        record.unsent.append((query_executed, sender, event))
 
     def _rows(self, result: PGresult | None) -> int | None:
         if self._cursor is not None:
@@ -273,8 +310,6 @@ class Watch:
         began, record.transaction_began = record.transaction_began, None
         if not transaction_ended.receivers:
             return
-        from ..events import TransactionEvent
-
         if result is None and self._cursor is not None:
             result = self._cursor.pgresult
         is_committed = (
@@ -283,7 +318,7 @@ class Watch:
             and result.command_status == b"COMMIT"
         )
         duration = None if began is None else perf_counter() - began
-        event = TransactionEvent(site, origin.bind, origin.tally, is_committed, duration)
+        event = _events().TransactionEvent(site, origin.bind, origin.tally, is_committed, duration)
         record.unsent.append((transaction_ended, origin.sender, event))
 
 
@@ -412,12 +447,11 @@ def _note_connection(signal: NamedSignal, record: ConnectionRecord[Any], duratio
 def _connection_event(
     record: ConnectionRecord[Any], origin: Origin, duration: float
 ) -> ConnectionEvent:
-    from ..events import ConnectionEvent
-
     pool = pool_name(record.opener)
-    return ConnectionEvent(
+    event: ConnectionEvent = _events().ConnectionEvent(
         call_site(), origin.bind, origin.tally, pool, record.backend_pid, duration
     )
+    return event
 
 
 def take_unsent(record: ConnectionRecord[Any], duration: float) -> list[Unsent]:
@@ -436,10 +470,10 @@ def note_exhausted(
     opener: Opener, error: Exception, counters: Mapping[str, int], duration: float
 ) -> None:
     """Tell of a borrower who has waited in vain, and got *error*."""
-    from ..events import PoolEvent
-
     origin = origin_of(opener, None)
-    event = PoolEvent(call_site(), origin.bind, origin.tally, str(error), counters, duration)
+    event = _events().PoolEvent(
+        call_site(), origin.bind, origin.tally, str(error), counters, duration
+    )
     _tell_or_keep_back(pool_exhausted, origin.sender, event)
 
 
@@ -496,7 +530,7 @@ def tell(signal: NamedSignal, sender: Any, event: Event) -> None:
         for receiver in signal.receivers_for(sender):
             try:
                 answer = receiver(sender, event=event)
-                if iscoroutine(answer):
+                if answer is not None and iscoroutine(answer):
                     answer.close()
                     raise TypeError("it is a coroutine function, and receivers are plain ones")
             except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import Any
 
@@ -154,3 +155,19 @@ def test_a_second_app_without_debug_is_left_alone(
     site.visit(lambda: db.fetch_value("SELECT 1"))
     assert query_executed.has_receivers_for(site.app)
     assert not query_executed.has_receivers_for(other)
+
+
+def test_when_an_app_in_debug_is_gone_nobody_listens_any_more(database: dict[str, Any]) -> None:
+    gc.collect()
+    before = len(query_executed.receivers)
+    app = Flask("forgotten")
+    app.debug = True
+    app.config["PGMONKEY_CONFIG"] = {"connection_settings": database}
+    db = PGMonkey(app)
+    with app.app_context():
+        db.fetch_value("SELECT 1")
+        assert len(query_executed.receivers) == before + 1
+        db.clear_cache()
+    del app
+    gc.collect()
+    assert len(query_executed.receivers) == before

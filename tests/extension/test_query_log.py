@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import re
@@ -13,8 +14,12 @@ import psycopg
 import pytest
 from flask import Flask
 
-from flask_pgmonkey import ConfigError, PGMonkey
+from flask_pgmonkey import ConfigError, PGMonkey, events
+from flask_pgmonkey.connections.watching import _patient
+from flask_pgmonkey.events import QueryEvent
+from flask_pgmonkey.signals import query_executed, transaction_ended
 
+from ..listening import listening
 from ..programs import run_program
 from .conftest import Site
 
@@ -196,3 +201,75 @@ def test_on_a_terminal_the_log_has_colours(
     written = terminal.getvalue()
     assert "\x1b[1mSELECT 'red \\x1b[31m'\x1b[0m" in written
     assert written.count("\n") == 1
+
+
+# What a quick query costs where slow ones alone are logged
+
+
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts of the queries of which something was gathered."""
+    texts = []
+    gc.collect()  # the logs of earlier tests' apps listen until then
+
+    def text_of_event(*fields: Any) -> QueryEvent:
+        texts.append(fields[3])
+        return QueryEvent(*fields)
+
+    monkeypatch.setattr(events, "QueryEvent", text_of_event)
+    return texts
+
+
+def test_nothing_is_gathered_of_a_query_that_is_quick(
+    make_logged: Callable[..., Site], gathered: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    site = make_logged(PGMONKEY_SLOW_QUERY=0.2)
+
+    def view() -> None:
+        with site.db.transaction():
+            site.db.fetch_value("SELECT 1")
+            site.db.fetch_value("SELECT pg_sleep(0.25)")
+            site.db.fetch_value("SELECT 2")
+
+    site.visit(view)
+    assert gathered == ["SELECT pg_sleep(0.25)"]
+    assert len(lines(caplog)) == 1
+
+
+def test_who_listens_hears_quick_queries_beside_the_log_of_slow_ones(
+    make_logged: Callable[..., Site], caplog: pytest.LogCaptureFixture
+) -> None:
+    site = make_logged(PGMONKEY_SLOW_QUERY=10)
+    with listening() as heard, listening(transaction_ended) as ended:
+        site.visit(lambda: site.db.fetch_value("SELECT 1"))
+    with listening(transaction_ended) as alone:
+        site.visit(lambda: site.db.execute_many("SELECT %s", [(1,), (2,)]))
+    assert heard.texts == ["SELECT 1"]
+    assert not ended
+    assert [event.committed for event in alone] == [True]
+    assert alone.only().duration > 0
+    assert lines(caplog) == []
+
+
+def test_the_least_of_the_bounds_of_several_apps_counts(
+    make_logged: Callable[..., Site], gathered: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    strict, patient = make_logged(PGMONKEY_SLOW_QUERY=0.1), make_logged(PGMONKEY_SLOW_QUERY=10)
+    strict.visit(lambda: strict.db.fetch_value("SELECT pg_sleep(0.15)"))
+    patient.visit(lambda: patient.db.fetch_value("SELECT pg_sleep(0.15), 2"))
+    (line,) = lines(caplog)
+    assert line.endswith("SELECT pg_sleep(0.15)")
+    assert gathered == ["SELECT pg_sleep(0.15)", "SELECT pg_sleep(0.15), 2"]
+
+
+def test_a_log_whose_app_is_gone_asks_for_nothing(database: dict[str, Any]) -> None:
+    gc.collect()
+    before = dict(_patient)
+    app = Flask("forgotten")
+    app.config.update(PGMONKEY_CONFIG={"connection_settings": database}, PGMONKEY_SLOW_QUERY=5)
+    PGMonkey(app)
+    assert len(_patient) == len(before) + 1
+    del app
+    gc.collect()
+    assert _patient == before
+    assert not query_executed.receivers
