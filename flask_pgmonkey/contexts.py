@@ -363,6 +363,11 @@ def current_app() -> Flask:
     return app_context.app
 
 
+def pushed_context() -> object:
+    """What stands for the app context of this code; None outside of any."""
+    return _app_context.get(None)
+
+
 def no_app_context() -> RuntimeError:
     """The error of code that runs outside of any app context."""
     return RuntimeError(

@@ -12,7 +12,7 @@ from ..errors import ConfigError, EmbeddedServerError
 from .cluster import LOCALE_OPTIONS, Cluster, Postmaster, find_cluster
 from .ownership import Account
 from .programs import ROOTS_FOLDER, find_account, find_binaries
-from .sharing import join, leave_all, leave_running
+from .sharing import is_used, join, leave_all, leave_running
 from .sockets import connection_settings
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Postmaster",
     "find_account",
     "find_binaries",
+    "is_used",
     "leave_all",
     "leave_running",
     "start_embedded",

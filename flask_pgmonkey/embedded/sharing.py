@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from ..errors import EmbeddedServerError
 from ..owned_lock import OwnedLock
@@ -110,6 +111,15 @@ def leave_all() -> None:
                 unlock(start_lock)
     finally:
         _joining_or_leaving.release()
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a process uses the server whose data lie in *folder*."""
+    descriptor = open_lock(folder / "users.lock")
+    try:
+        return not try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def leave_running() -> None:

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import flask
 from psycopg.rows import Row
 
 from ..connections import borrowed_connections
+from ..contexts import pushed_context, start_over_in_context
 from ..database import Database
 from ..events import QueryEvent
 from ..printable import one_line
@@ -89,10 +89,12 @@ def assert_no_connection_leaks() -> Iterator[None]:
 
     :raises AssertionError: with who has borrowed what.
     """
-    outer_context = flask.has_app_context()
+    outer = pushed_context()
     yield
-    if flask.has_app_context() and not outer_context:
+    if pushed_context() not in (outer, None):
         raise AssertionError("The test left an app context pushed")
+    # Requests within a context that is pushed around the test leave theirs to that.
+    start_over_in_context()
     deadline = time.monotonic() + _SECONDS_TO_COME_BACK
     while left := borrowed_connections():
         if time.monotonic() > deadline:

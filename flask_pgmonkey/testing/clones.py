@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors, sql
 
-from ..errors import FreshDatabaseError
+from ..connections.liveness import Pulse, ping
+from ..errors import EmbeddedServerError, FreshDatabaseError
 from .server import Server
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ T = TypeVar("T")
 SPARES = 2
 KEPT_BEFORE_DROP = 4
 """DROP DATABASE sleeps for 100 ms where a session of it is still ending, so it comes later."""
-_OURS = re.compile(r"pgmonkey_test_([0-9a-f]{12})_[0-9]+")
+_OURS = re.compile(r"pgmonkey_test_([0-9a-f]{12})_[0-9a-f_]+")
 _MARK = "pgmonkey tests "
 
 
@@ -51,14 +52,15 @@ class Clones:
         self._kept: set[str] = set()
         self._lock = threading.Lock()
 
+    def are_ours(self) -> bool:
+        """Whether this process made them, and has the threads, which a forked child has not."""
+        return os.getpid() == self._owner
+
     def take(self, template: str) -> str:
-        """The name of a new clone of *template*.
+        """The name of a new clone of *template*; not in a forked child.
 
         :raises FreshDatabaseError: where the server makes none.
         """
-        if os.getpid() != self._owner:  # the threads are the parent's
-            with connect(self.server, self.run) as admin:
-                return self._copy(admin, template, f"{os.getpid()}{next(self._numbers):03}")
         with self._lock:
             if not self._spares:
                 self._dropper.submit(drop_databases_of_dead_runs)
@@ -73,18 +75,27 @@ class Clones:
                 self._spares.pop(template, None)  # they would fail for the same reason
             raise
 
+    def find_or_make(self, template: str, key: str) -> str:
+        """The name of the clone that stands for *key* in this run, whichever process made it."""
+        name = f"pgmonkey_test_{self.run}_{key}"
+        with connect(self.server, self.run) as admin:
+            admin.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", [name])
+            if not our_databases(admin, name):
+                create(admin, name, template)
+        return name
+
     def give_back(self, name: str, keep: bool = False) -> None:
         """Drop a clone some clones later; or *keep* it until the next run."""
         if keep:
             self._kept.add(name)
             return
         self._ended.append(name)
-        if len(self._ended) > KEPT_BEFORE_DROP and os.getpid() == self._owner:
+        if len(self._ended) > KEPT_BEFORE_DROP and self.are_ours():
             self._dropper.submit(partial(drop, name=self._ended.popleft()))
 
     def close(self) -> None:
         """Drop every database of this process; the threads end. May be called again."""
-        if os.getpid() != self._owner or self._is_closed:
+        if not self.are_ours() or self._is_closed:
             return
         self._is_closed = True
         with self._lock:
@@ -92,10 +103,11 @@ class Clones:
                 for spare in spares:
                     spare.cancel()
         self._maker.close()
-        if self._spares:
-            with suppress(psycopg.Error, FreshDatabaseError):  # the next run clears up
-                self._dropper.submit(self._drop_all).result()
         self._dropper.close()
+        if self._spares:  # in this thread: at exit no other takes work any more
+            with suppress(psycopg.Error, FreshDatabaseError):  # the next run clears up
+                with connect(self.server, self.run) as admin:
+                    self._drop_all(admin)
 
     def _drop_all(self, admin: psycopg.Connection[Any]) -> None:
         for name in our_databases(admin, f"pgmonkey_test_{self.run}_"):
@@ -104,13 +116,9 @@ class Clones:
 
     def _clone(self, template: str, admin: psycopg.Connection[Any]) -> str:
         start = perf_counter()
-        name = self._copy(admin, template, str(next(self._numbers)))
-        self.seconds.append(perf_counter() - start)
-        return name
-
-    def _copy(self, admin: psycopg.Connection[Any], template: str, number: str) -> str:
-        name = f"pgmonkey_test_{self.run}_{number}"
+        name = f"pgmonkey_test_{self.run}_{next(self._numbers)}"
         create(admin, name, template)
+        self.seconds.append(perf_counter() - start)
         return name
 
 
@@ -124,16 +132,28 @@ class _AdminThread:
         self._executor = ThreadPoolExecutor(1, "pgmonkey-clones")
 
     def submit(self, work: Callable[[psycopg.Connection[Any]], T]) -> Future[T]:
-        return self._executor.submit(lambda: work(self._connection()))
+        return self._executor.submit(self._do, work)
 
     def close(self) -> None:
         self._executor.shutdown()
         if self._admin is not None:
             self._admin.close()
 
+    def _do(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        admin = self._connection()
+        try:
+            return work(admin)
+        except psycopg.OperationalError:
+            if not admin.closed:
+                raise
+        return work(self._connection())  # the server went away, and may be there again
+
     def _connection(self) -> psycopg.Connection[Any]:
         admin = self._admin
-        if admin is None or admin.closed or admin.broken:
+        if admin is not None and ping(admin.pgconn) is not Pulse.ALIVE:
+            admin.close()
+            admin = None
+        if admin is None:
             self._admin = admin = connect(self._server, self._run)
         return admin
 
@@ -150,10 +170,9 @@ def connect(server: Server, run: str) -> psycopg.Connection[Any]:
                 "prepare_threshold": None,
             }
         )
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, EmbeddedServerError) as error:
         raise FreshDatabaseError(
-            f"The tests' server, {server.name}, cannot be reached: {str(error).strip()}"
-            " It is PGMONKEY_TEST_SERVER, or pgmonkey_server in pytest's ini file."
+            f"The tests' server, {server.name}, cannot be reached: {_said(error)} {server.remedy()}"
         ) from None  # pytest shows the arguments of what is on the stack, and so the password
 
 
@@ -178,6 +197,8 @@ def create(admin: psycopg.Connection[Any], name: str, template: str = "template0
             " or name another server with PGMONKEY_TEST_SERVER."
         ) from error
     except psycopg.Error as error:
+        if admin.closed:
+            raise
         raise FreshDatabaseError(
             f"The tests' server made no database for this test: {_said(error)}"
         ) from error
@@ -256,6 +277,7 @@ def _copy_settings(admin: psycopg.Connection[Any], template: str, name: str) -> 
         admin.execute(sql.SQL("RESET {}").format(option))
 
 
-def _said(error: psycopg.Error) -> str:
-    said = (error.diag.message_primary or str(error)).strip()
+def _said(error: Exception) -> str:
+    primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
+    said = (primary or str(error)).strip()
     return said if said.endswith(".") else f"{said}."

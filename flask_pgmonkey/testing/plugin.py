@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 _FIXTURES = {"pgmonkey_database", "pgdb"}
 _has_failed = pytest.StashKey[bool]()
-_stories = pytest.StashKey[dict[str, str]]()
-_kept = pytest.StashKey[list[str]]()
+_stories = pytest.StashKey[list[str]]()
+place: dict[str, Any] = {}
+"""The keyword arguments of :func:`~flask_pgmonkey.testing.runs.this_run` in this session."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,7 +54,7 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
 def pytest_collection_finish(session: pytest.Session) -> None:
     # From here on, what a session's fixture queries finds no database, least of all a real one.
     if _are_asked_for(session.items) and not session.config.option.collectonly:
-        _run(session.config).begin()
+        _run(session.config).guard()
 
 
 def _are_asked_for(items: list[pytest.Item]) -> bool:
@@ -60,20 +62,25 @@ def _are_asked_for(items: list[pytest.Item]) -> bool:
 
 
 def _run(config: pytest.Config) -> Run:
+    from ..errors import PGMonkeyError
     from .runs import this_run
 
-    workers = getattr(config, "workerinput", {})
-    choice = os.environ.get("PGMONKEY_TEST_SERVER") or config.getini("pgmonkey_server")
-    choice = workers.get("pgmonkey_server") or choice or "embedded"
     try:
-        run = this_run(choice, config.rootpath)
-    except Exception as error:
+        return this_run(_choice(config), config.rootpath)
+    except PGMonkeyError as error:
         raise pytest.UsageError(str(error)) from error
-    return run
+
+
+def _choice(config: pytest.Config) -> str:
+    worker = getattr(config, "workerinput", {})
+    named = os.environ.get("PGMONKEY_TEST_SERVER") or config.getini("pgmonkey_server")
+    return str(worker.get("pgmonkey_server") or named or "embedded")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     config = session.config
+    # What a block of fresh_database() goes by, which knows of no pytest.
+    place.update(choice=_choice(config), project=config.rootpath)
     if config.getoption("pgmonkey_create") and not hasattr(config, "workerinput"):
         _run(config).drop_templates()
 
@@ -81,12 +88,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Let the workers of pytest-xdist share the controller's container."""
-    config = node.config
-    choice = os.environ.get("PGMONKEY_TEST_SERVER") or config.getini("pgmonkey_server")
-    if choice == "docker":
-        from .runs import this_run
-
-        found = this_run(choice, config.rootpath).server.find()
+    if _choice(node.config) == "docker":
+        found = _run(node.config).server.find()
         node.workerinput["pgmonkey_server"] = (
             "postgresql://{user}:{password}@{host}:{port}/{dbname}".format_map(found)
         )
@@ -102,44 +105,33 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    stories = _end(session.config)
-    output = getattr(session.config, "workeroutput", None)
+    config = session.config
+    stories = config.stash.setdefault(_stories, [])
+    output = getattr(config, "workeroutput", None)
+    if stories and output is None:  # of the workers of pytest-xdist, which have left the server
+        _run(config).settings()
+    runs = sys.modules.get("flask_pgmonkey.testing.runs")
+    if runs is not None:
+        for run in runs.all_runs:
+            stories += run.stories() if output is None else [run.server.name, *run.stories()]
+            if any(story.startswith("kept") for story in stories):
+                run.keep_running()
+        runs.close()
+    place.clear()
     if output is not None:
         output["pgmonkey"] = stories
-    else:
-        session.config.stash.setdefault(_stories, {}).update(stories)
-
-
-def _end(config: pytest.Config) -> dict[str, str]:
-    import sys
-
-    runs = sys.modules.get("flask_pgmonkey.testing.runs")
-    if runs is None or not runs._runs:
-        return {}
-    run: Run = runs._runs[0]
-    stories = {}
-    if run.template_story:
-        stories["template"] = run.template_story
-        seconds = sorted(run.clones.seconds)
-        middle = seconds[len(seconds) // 2] * 1e3 if seconds else 0.0
-        stories["clones"] = f"{len(seconds)} clones, {middle:.1f} ms each in the median"
-    kept = config.stash.get(_kept, [])
-    stories.update({f"kept {uri}": f"kept: flask pgmonkey psql --config '{uri}'" for uri in kept})
-    if kept:
-        run.keep_running()
-    runs.close()
-    return stories
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """What a worker of pytest-xdist has to tell."""
     output = getattr(node, "workeroutput", None) or {}
-    node.config.stash.setdefault(_stories, {}).update(output.get("pgmonkey", {}))
+    stories = node.config.stash.setdefault(_stories, [])
+    stories += [story for story in output.get("pgmonkey", ()) if story not in stories]
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    for story in config.stash.get(_stories, {}).values():
+    for story in config.stash.get(_stories, []):
         terminalreporter.write_line(f"flask_pgmonkey: {story}")
 
 
@@ -166,9 +158,11 @@ def pgmonkey_database(
     yield fresh
     failed = request.node.stash.get(_has_failed, False)
     fresh.is_kept = failed and bool(config.getoption("pgmonkey_keep"))
+    if failed:
+        fresh.look_for_server()
     left = fresh.end()
     if fresh.is_kept:
-        config.stash.setdefault(_kept, []).extend(fresh.uris())
+        fresh.tell_kept(request.node.nodeid)
     if fresh.failure is not None:
         request.session.shouldstop = str(fresh.failure)
         if not failed:  # the app has caught the error

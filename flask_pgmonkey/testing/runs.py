@@ -10,11 +10,14 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import secrets
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +25,7 @@ import psycopg
 from psycopg import sql
 
 from .. import extension
-from ..background import drain
+from ..background import drain, is_in_background
 from ..config import Config, normalize_config, read_config
 from ..config.libpq import URI_SCHEMES, parse_uri
 from ..config.yaml_file import read_file
@@ -53,15 +56,19 @@ class Run:
 
     :param choice: as for :func:`~flask_pgmonkey.testing.server.choose_server`.
     :param project: the project's folder.
-    :ivar template_story: for people, how the template came about; empty before.
+    :ivar kept: for people, how to get into the databases that are kept.
+    :ivar current: the databases of the test that runs.
+    :ivar is_guarded: whether between tests no app finds a database, least of all its own.
     """
 
     def __init__(self, choice: str, project: Path) -> None:
         self.project = project
         self.server: Server = choose_server(choice, project)
         self.clones: Clones = Clones(self.server)
-        self.template_story: str = ""
+        self.kept: list[str] = []
+        self._template_story: str = ""
         self.current: FreshDatabases | None = None
+        self.is_guarded = False
         self._settings: dict[str, Any] | None = None
         self._fingerprints: dict[Schema | None, str] = {}
         self._failures: dict[Schema | None, FreshDatabaseError] = {}
@@ -72,15 +79,32 @@ class Run:
         """From now on no app finds its own database."""
         if extension.read_instead is None:
             extension.read_instead = self.read_bind
-            for state in list(extension.all_states):
-                state.forget_configs()
-                state.manager.clear_cache()
+            _forget_everything()
+
+    def guard(self) -> None:
+        """From now on, and between tests, no app finds its own database."""
+        self.is_guarded = True
+        self.begin()
+
+    def end(self) -> None:
+        """The apps find their own databases again."""
+        if extension.read_instead == self.read_bind:
+            extension.read_instead = None
+            _forget_everything()
 
     def drop_templates(self) -> None:
         """Drop the templates of this project: the next test makes its own anew."""
         with connect(self.server, self.clones.run) as admin:
             for name in our_databases(admin, _prefix(self.project)):
                 drop(admin, name)
+
+    def stories(self) -> list[str]:
+        """For people: the template and how long it took, the clones, and what is kept."""
+        if not self._template_story:
+            return []
+        seconds = self.clones.seconds
+        made = f"{len(seconds)} clones, {median(seconds or [0]) * 1e3:.1f} ms each in the median"
+        return [self._template_story, made, *self.kept]
 
     def keep_running(self) -> None:
         """Leave the server running for whoever looks into a database that was kept."""
@@ -92,14 +116,13 @@ class Run:
 
     def close(self) -> None:
         """Drop what this process made. The apps find their own databases again."""
-        if extension.read_instead == self.read_bind:
-            extension.read_instead = None
+        self.end()
         self.clones.close()
 
     def read_bind(self, app: Flask, state: _AppState, name: str) -> Config:
         """The config of an app's bind for the test that runs."""
         building = self._building
-        if building is not None and building.app is app:
+        if building is not None and building.is_asked_by_schema(app):
             dbname = building.database_for(identity(state, name))
         elif self.current is None:
             raise FreshDatabaseError(
@@ -166,7 +189,7 @@ class Run:
                 if name not in names.values():
                     drop(admin, name)
         took = perf_counter() - start
-        self.template_story = f"template {min(names.values())}, {how} in {took:.2f} s"
+        self._template_story = f"template {min(names.values())}, {how} in {took:.2f} s"
 
     def _build(
         self,
@@ -178,6 +201,8 @@ class Run:
     ) -> None:
         building = _Building(app, admin, self.clones.run)
         self._building = building
+        # Another thread of the test may query meanwhile, and is not to find what is built.
+        state.configs, state.find_pool = _Forgetful(), _Forgetful()
         try:
             with uncounted():
                 # A thread has no context but the one that it opens: what the caller's holds, stays.
@@ -185,11 +210,13 @@ class Run:
                 worker.start()
                 worker.join()
                 drain(SECONDS_FOR_JOBS)
-            state.forget_configs()
-            state.manager.clear_cache()
         finally:
             self._building = None
+            state.configs, state.find_pool = {}, {}
+            state.manager.clear_cache()
         try:
+            if isinstance(building.error, FreshDatabaseError):
+                raise building.error
             if building.error is not None:
                 raise FreshDatabaseError(
                     f"pgmonkey_schema failed, so that no test has a database:"
@@ -221,6 +248,16 @@ def _fill(app: Flask, schema: Schema | None) -> None:
             run_sql_files(schema, db.connection)
 
 
+class _Forgetful(dict[Any, Any]):
+    """A cache that keeps nothing."""
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        return default
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
 class _Building:
     """Databases that a schema function is filling.
 
@@ -234,6 +271,13 @@ class _Building:
         self._admin = admin
         self._run = run
         self._lock = threading.Lock()
+        self._others = set(threading.enumerate())
+
+    def is_asked_by_schema(self, app: Flask) -> bool:
+        """Whether it is the schema function that queries, or a thread or a job of its own."""
+        if app is not self.app:
+            return False
+        return is_in_background() or threading.current_thread() not in self._others
 
     def database_for(self, source: str) -> str:
         with self._lock:
@@ -257,6 +301,7 @@ class FreshDatabases:
     Apps and binds that have the same config share one, as they would without the test.
 
     :ivar names: the names of the clones so far, by a digest of the configs.
+    :ivar has_forked: whether this process has forked meanwhile.
     :ivar failure: why there is none, even if the app has caught the error.
     :ivar is_kept: whether they stay until the next run.
     """
@@ -265,6 +310,8 @@ class FreshDatabases:
         self._run = run
         self._schema = schema
         self._before: FreshDatabases | None = None
+        self._id = secrets.token_hex(4)
+        self.has_forked = False
         self._locks: PerProcess[threading.Lock] = PerProcess(threading.Lock)
         self._looks: list[Look[Any]] = []
         self.names: dict[str, str] = {}
@@ -316,16 +363,29 @@ class FreshDatabases:
             _forget_everything()
         finally:
             self._run.current = self._before
+            if self._before is None and not self._run.is_guarded:
+                self._run.end()
             for name in self.names.values():
                 self._run.clones.give_back(name, self.is_kept)
         return left
 
-    def uris(self) -> list[str]:
-        """Where the clones are, for ``psql``; without a password."""
+    def look_for_server(self) -> None:
+        """Of a test that failed: note a :attr:`failure` where the server does not answer."""
+        if self.names and self.failure is None:
+            try:
+                connect(self._run.server, self._run.clones.run).close()
+            except FreshDatabaseError as error:
+                self.failure = error
+
+    def tell_kept(self, test: str) -> None:
+        """Have the end of the run say how to get into the clones; without a password."""
         settings = self._run.settings()
         user = f"{settings['user']}@" if "user" in settings else ""
         place = "&".join(f"{key}={settings[key]}" for key in ("host", "port") if key in settings)
-        return [f"postgresql://{user}/{name}?{place}" for name in self.names.values()]
+        self._run.kept += [
+            f"kept of {test}: flask pgmonkey psql --config 'postgresql://{user}/{name}?{place}'"
+            for name in self.names.values()
+        ]
 
     def _database_for(self, app: Flask, state: _AppState, name: str) -> str:
         source = identity(state, name)
@@ -333,17 +393,34 @@ class FreshDatabases:
             if source not in self.names:
                 try:
                     template = self._run.template_for(app, state, source, self._schema)
-                    self.names[source] = self._run.clones.take(template)
+                    self.names[source] = self._take(template, source)
                 except FreshDatabaseError as error:
                     self.failure = error
                     raise
             return self.names[source]
 
+    def _take(self, template: str, source: str) -> str:
+        clones = self._run.clones
+        if clones.are_ours() and not self.has_forked:
+            return clones.take(template)
+        # Parent and child do not hear of each other; both are to find the same one.
+        return clones.find_or_make(template, f"{self._id}_{source}")
+
+
+def _note_fork() -> None:
+    for run in all_runs:
+        if run.current is not None:
+            run.current.has_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_note_fork)
+
 
 def _forget_everything() -> None:
     start_over_in_context()
     for state in list(extension.all_states):
-        if state.configs:
+        if state.configs or state.find_pool:
             state.forget_configs()
             state.manager.clear_cache()
 
@@ -379,7 +456,7 @@ def config_for(state: _AppState, name: str, settings: Mapping[str, Any]) -> Conf
     )
 
 
-_runs: list[Run] = []
+all_runs: list[Run] = []
 """The one of this process, when it has begun: pytest's, or that of :func:`fresh_database`."""
 
 
@@ -391,7 +468,8 @@ def fresh_database(app: Flask, schema: Schema | None = None) -> Iterator[FreshDa
         SQL file or of a folder of them. Without it, what the block around this one has.
     :raises FreshDatabaseError: where background jobs went on after the block.
     """
-    run = this_run()
+    plugin = sys.modules.get(f"{__package__}.plugin")
+    run = this_run(**getattr(plugin, "place", {}))
     if schema is None and run.current is not None:
         schema = run.current._schema
     fresh = FreshDatabases(run, schema)
@@ -406,19 +484,20 @@ def fresh_database(app: Flask, schema: Schema | None = None) -> Iterator[FreshDa
 
 def this_run(choice: str = "", project: Path | None = None) -> Run:
     """The run of this process, which begins if there is none."""
-    if not _runs:
+    if not all_runs:
         choice = choice or os.environ.get("PGMONKEY_TEST_SERVER") or "embedded"
-        _runs.append(Run(choice, project or Path.cwd()))
+        all_runs.append(Run(choice, project or Path.cwd()))
         atexit.register(close)
-    return _runs[0]
+    return all_runs[0]
 
 
 def close() -> None:
     """End this process's run: drop what it made. pytest does so at its end."""
-    while _runs:
-        run = _runs.pop()
+    while all_runs:
+        run = all_runs.pop()
         run.close()
-        run.server.stop()
+        if run.clones.are_ours():
+            run.server.stop()
 
 
 def left_jobs(names: list[str]) -> str:

