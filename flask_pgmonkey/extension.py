@@ -136,6 +136,11 @@ class BoundDatabase(Queries[Row]):
         return f"<BoundDatabase {self._name}>"
 
     @property
+    def name(self) -> str:
+        """The name of the bind: ``default`` for the app's own database."""
+        return self._name
+
+    @property
     def pool(self) -> PoolConnection:
         """The pool that the queries borrow from, opened if need be."""
         return self._get_pool(current_app())

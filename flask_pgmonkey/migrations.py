@@ -344,7 +344,7 @@ def pending(db: BoundDatabase[Any]) -> list[str]:
 def upgrade(db: BoundDatabase[Any]) -> list[str]:
     """Apply what is pending, as ``flask pgmonkey migrate`` does, and give the names of the files.
 
-    For tests and start-up, in an app context..
+    For tests and start-up, in an app context.
 
     :param db: the app's :class:`~flask_pgmonkey.PGMonkey`, or ``db.bind(name)``.
     :raises MigrationError: with the server's words, the file and the line.
@@ -354,7 +354,7 @@ def upgrade(db: BoundDatabase[Any]) -> list[str]:
 
 def migrations_of(db: BoundDatabase[Any]) -> Migrations:
     """The migrations of a database of the current app, as ``PGMONKEY_MIGRATIONS`` names them."""
-    return Migrations(db._db.get_config(db._name), folder_of(db))
+    return Migrations(db._db.get_config(db.name), folder_of(db))
 
 
 def folder_of(db: BoundDatabase[Any]) -> Path:
@@ -367,11 +367,11 @@ def folder_of(db: BoundDatabase[Any]) -> Path:
     folders = app.config.get(key) or "migrations"
     if not isinstance(folders, Mapping):
         folders = {DEFAULT: folders}
-    folder = folders.get(db._name)
+    folder = folders.get(db.name)
     if folder is None:
         raise ConfigError(
-            f"{key} names no folder for the bind {db._name!r}: set it to a mapping, such as"
-            f" {{'{DEFAULT}': 'migrations', '{db._name}': 'migrations_{db._name}'}}."
+            f"{key} names no folder for the bind {db.name!r}: set it to a mapping, such as"
+            f" {{'{DEFAULT}': 'migrations', '{db.name}': 'migrations_{db.name}'}}."
         )
     if not isinstance(folder, (str, os.PathLike)):
         raise ConfigError(f"{key} must be a path or a mapping of binds to paths.")

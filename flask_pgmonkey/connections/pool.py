@@ -233,7 +233,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
                     if record.plans_changed != self.plans_changed and not conn.renew():
                         pool.discard(conn)
                         continue
-                    if conn.autocommit != autocommit:
+                    if conn._autocommit != autocommit:  # faster than the property
                         conn.autocommit = autocommit
                     state.borrowed.lend(conn, now)
                     if connection_borrowed.receivers:

@@ -269,7 +269,7 @@ class AsyncPoolConnection(AsyncConnectionObject[_PoolState, Block[AsyncServerCon
                     if record.plans_changed != self.plans_changed and not conn.renew():
                         await pool.discard(conn)
                         continue
-                    if conn.autocommit != autocommit:
+                    if conn._autocommit != autocommit:  # faster than the property
                         await conn.set_autocommit(autocommit)
                     state.borrowed.lend(conn, now)
                     if connection_borrowed.receivers:

@@ -36,8 +36,9 @@ _SHUTDOWN = ("57P01", "57P02", "57P03")
 # What a borrower may change on a psycopg connection, in one step: each release looks whether it is
 # as it was. Lists are the connection's own.
 attributes_of: Callable[[Any], tuple[Any, ...]] = attrgetter(
-    "isolation_level", "read_only", "deferrable",
-    "_prepared.prepare_threshold", "_prepared.prepared_max",  # faster than the properties
+    # Faster than the properties.
+    "_isolation_level", "_read_only", "_deferrable",
+    "_prepared.prepare_threshold", "_prepared.prepared_max",
     "row_factory", "cursor_factory", "server_cursor_factory",
     "_notice_handlers", "_notify_handlers", "registered",
     "_tpc",

@@ -489,12 +489,15 @@ def _tell_or_keep_back(signal: NamedSignal, sender: Any, event: Event) -> None:
 def telling_later(bind: str | None = None) -> Iterator[None]:
     """A block whose events of pools, which are those of *bind* if that is given, are told at its
     end, or at that of the block around it."""
+    before = _kept_back.get()
     kept_back: list[Unsent] = []
-    token = _kept_back.set(kept_back)
+    _kept_back.set(kept_back)
     try:
         yield
     finally:
-        _kept_back.reset(token)
+        # Not by a token: the task of a loop that has ended is closed in whatever context.
+        if _kept_back.get() is kept_back:
+            _kept_back.set(before)
         for signal, sender, event in kept_back:
             if bind is not None:
                 event.bind = bind

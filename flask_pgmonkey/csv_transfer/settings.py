@@ -62,7 +62,7 @@ def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
     try:
         written, _ = read_small_file(path, open_without_waiting)
         content = parse_yaml(written.decode("utf-8-sig"), path, SafeLoader)
-    except FileNotFoundError:
+    except (FileNotFoundError, UnicodeEncodeError):  # the latter where no file can have the name
         return ImportSettings()
     except UnicodeDecodeError:
         place = f"file {path}"

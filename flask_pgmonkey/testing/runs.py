@@ -44,7 +44,11 @@ if TYPE_CHECKING:
 
 SECONDS_FOR_JOBS = 5.0
 TEMPLATES_KEPT = 20
-_END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+_END_SESSIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    # But for autovacuum's, which is the superuser's to end; DROP DATABASE sees to that.
+    " WHERE datname = %s AND backend_type = 'client backend'"
+)
 _KEPT_SETTINGS = {
     "autocommit", "prepare_threshold", "prepared_max",
     "options", "application_name", "client_encoding", "connect_timeout",

@@ -142,6 +142,7 @@ def test_listening_counts_queries_by_endpoint(
     client = recipe.app.test_client()
     client.get("/users")
     assert client.get("/users").json == {"users": ["Ada"], "queries": {"list_users": 2}}
+    recipe.query_executed.disconnect(recipe.count)
     with recipe.app.app_context():
         recipe.db.clear_cache()
 

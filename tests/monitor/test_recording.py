@@ -111,10 +111,10 @@ def test_who_has_borrowed_is_known_with_the_calls_that_led_there(watched: Watche
 
 def test_a_connection_that_was_lost_is_out_no_more(watched: Watched) -> None:
     with watched.app.app_context():
-        pool = watched.db.pool
-        pool.borrow()  # and dropped
-        gc.collect()
+        conn = watched.db.pool.borrow()
         assert len(watched.rings.borrowers) == 1
+        del conn
+        gc.collect()
     wait_for(lambda: not watched.rings.borrowers)
 
 

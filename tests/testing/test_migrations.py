@@ -42,7 +42,8 @@ def test_everything_is_applied(app):
 def test_a_function_that_upgrades_fills_the_tests_databases_and_no_other(
     run_pytest: RunPytest, project: Path
 ) -> None:
-    (project / "test_blog.py").unlink()
+    for file in project.glob("test_*.py"):
+        file.unlink()
     (project / "conftest.py").unlink()
     (project / "shop.py").write_text(APP)
     (project / "test_shop.py").write_text(TESTS)
