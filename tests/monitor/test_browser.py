@@ -18,7 +18,10 @@ from ..proxy import Proxy
 from ..servers import PrivateServer
 from .conftest import Watch, Watched
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.any_version,
+    pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium"),
+]
 
 PAGES = ("", "requests/", "queries/", "server/default", "config/")
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'</main><svg onload=alert(3)>"
