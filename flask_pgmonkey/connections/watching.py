@@ -509,6 +509,8 @@ def telling_later(bind: str | None = None) -> Iterator[None]:
 
 def tell_unsent(record: ConnectionRecord[Any]) -> None:
     """Tell what was gathered on a connection. No lock must be held."""
+    if _is_telling.get():
+        return  # a receiver has queried: who called that goes on telling
     unsent = record.unsent
     while unsent:
         try:

@@ -21,6 +21,7 @@ from flask_pgmonkey.signals import (
     connection_returned,
     pool_exhausted,
     query_executed,
+    transaction_ended,
 )
 
 from ..listening import listening
@@ -262,3 +263,22 @@ def test_a_listener_keeps_no_app_alive(database: dict[str, Any]) -> None:
         del app
         gc.collect()
         assert forgotten() is None
+
+
+def test_a_receiver_that_queries_keeps_no_event_from_others(site: Site, db: PGMonkey[Any]) -> None:
+    """What waits to be told meanwhile is told after it."""
+
+    def disturb(sender: object, event: object) -> None:
+        db.fetch_value("SELECT 1")
+
+    def view() -> None:
+        with db.transaction() as tx:
+            tx.fetch_value("SELECT 2")
+        db.execute("BEGIN")
+        db.execute("COMMIT")
+
+    with listening(query_executed, transaction_ended) as heard:
+        with query_executed.connected_to(disturb, site.app):
+            site.visit(view)
+    told = [getattr(event, "sql", "its end") for event in heard]
+    assert told == ["BEGIN", "SELECT 2", "COMMIT", "its end", "BEGIN", "COMMIT", "its end"]
