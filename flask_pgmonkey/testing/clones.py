@@ -279,5 +279,5 @@ def _copy_settings(admin: psycopg.Connection[Any], template: str, name: str) -> 
 
 def _said(error: Exception) -> str:
     primary = error.diag.message_primary if isinstance(error, psycopg.Error) else None
-    said = (primary or str(error)).strip()
+    said = " ".join((primary or str(error)).split())
     return said if said.endswith(".") else f"{said}."
