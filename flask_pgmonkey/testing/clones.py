@@ -223,7 +223,11 @@ def slim(settings: Mapping[str, Any], name: str) -> None:
 
 def drop(admin: psycopg.Connection[Any], name: str) -> None:
     """Drop a database, and end its sessions, if it is there."""
-    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    statement = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
+    try:
+        admin.execute(statement + sql.SQL(" WITH (FORCE)"))
+    except errors.InsufficientPrivilege:  # autovacuum is there; without FORCE it is sent away
+        admin.execute(statement)
 
 
 def our_databases(admin: psycopg.Connection[Any], prefix: str) -> list[str]:
