@@ -151,8 +151,11 @@ class _PinnedBlock:
         self._over = asyncio.get_running_loop().create_future()
         with suppress(psycopg.Rollback):  # psycopg lets it through where the connection is dead
             async with self._block as transaction:
-                if self._begun.set_running_or_notify_cancel():
-                    self._begun.set_result(transaction)
+                if not self._begun.set_running_or_notify_cancel():
+                    # Who asked was cancelled. This job was too, but before Python 3.12 wait_for(),
+                    # in which psycopg may have awaited BEGIN, swallows that at times.
+                    raise psycopg.Rollback
+                self._begun.set_result(transaction)
                 if not await self._over:
                     raise psycopg.Rollback
 

@@ -275,9 +275,9 @@ def test_a_forked_child_knows_what_its_parent_has_asked(
         print(db.fetch_value("SELECT '{glad}'::mood[]"), flush=True)
         KnownTypes.learn = None
         child = os.fork()
-        print(db.fetch_value("SELECT '{sad}'::mood[]"), flush=True)
         if child:
-            os.waitpid(child, 0)
+            os.waitpid(child, 0)  # which writes first
+        print(db.fetch_value("SELECT '{sad}'::mood[]"), flush=True)
         db.close()
         """,
         database,
