@@ -14,7 +14,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
 from time import monotonic, sleep
 from typing import Any, TypeVar
@@ -163,14 +163,17 @@ class _LoopThread:
         own.run(self.loop.call_soon_threadsafe, job.start)
         return job
 
-    def drain(self, timeout: float) -> list[str]:
-        """Wait for every job, then cancel what still runs; gives the names of those."""
-        concurrent.futures.wait(list(self._jobs), timeout=timeout)
-        left = list(self._jobs)
+    def running(self) -> set[Job[Any]]:
+        return self._jobs.copy()
+
+    def drain(self, timeout: float, spared: Set[Job[Any]]) -> list[str]:
+        """Wait for the jobs, then cancel what still runs; gives the names of those."""
+        concurrent.futures.wait(self.running() - spared, timeout=timeout)
+        left = self.running() - spared
         for job in left:
             job.cancel()
         deadline = monotonic() + _SECONDS_KEPT_FOR_CLOSING
-        while self._jobs and monotonic() < deadline:
+        while self.running() - spared and monotonic() < deadline:
             sleep(0.005)  # its future is done before its coroutine has given its connection back
         return [job.name for job in left]
 
@@ -221,13 +224,20 @@ def _end_at_exit(deadline: float) -> None:
 before_closing.append(_end_at_exit)
 
 
-def drain(timeout: float) -> list[str]:
+def drain(timeout: float, spared: Set[Job[Any]] = frozenset()) -> list[str]:
     """Wait *timeout* seconds for all that runs on the process's background loop, then cancel it.
 
+    :param spared: jobs that are not waited for, and go on.
     :return: the names of the jobs that were cancelled.
     """
     thread = _states.here().thread
-    return thread.drain(timeout) if thread is not None else []
+    return thread.drain(timeout, spared) if thread is not None else []
+
+
+def running_jobs() -> set[Job[Any]]:
+    """The jobs that were submitted to the process's background loop and have not ended."""
+    thread = _states.here().thread
+    return thread.running() if thread is not None else set()
 
 
 class Background:

@@ -240,15 +240,18 @@ def our_databases(admin: psycopg.Connection[Any], prefix: str) -> list[str]:
     return [name for (name,) in rows]
 
 
+def live_runs(admin: psycopg.Connection[Any]) -> set[str]:
+    """The runs that are connected to the server, of whatever project."""
+    rows = admin.execute(
+        "SELECT application_name FROM pg_stat_activity WHERE starts_with(application_name, %s)",
+        [_MARK],
+    )
+    return {name.removeprefix(_MARK) for (name,) in rows}
+
+
 def drop_databases_of_dead_runs(admin: psycopg.Connection[Any]) -> None:
     """Drop what runs have left that were killed; no other names than ours, and of no live run."""
-    alive = {
-        name.removeprefix(_MARK)
-        for (name,) in admin.execute(
-            "SELECT application_name FROM pg_stat_activity WHERE starts_with(application_name, %s)",
-            [_MARK],
-        )
-    }
+    alive = live_runs(admin)
     for name in our_databases(admin, "pgmonkey_test_"):
         match = _OURS.fullmatch(name)
         if match is not None and match[1] not in alive:

@@ -25,7 +25,7 @@ import psycopg
 from psycopg import sql
 
 from .. import extension
-from ..background import drain, is_in_background
+from ..background import drain, is_in_background, running_jobs
 from ..config import Config, normalize_config, read_config
 from ..config.libpq import URI_SCHEMES, parse_uri
 from ..config.yaml_file import read_file
@@ -33,7 +33,7 @@ from ..contexts import start_over_in_context
 from ..errors import FreshDatabaseError
 from ..per_process import PerProcess
 from .checks import Look, uncounted
-from .clones import Clones, connect, create, drop, our_databases, slim
+from .clones import Clones, connect, create, drop, live_runs, our_databases, slim
 from .server import Server, choose_server
 from .templates import Schema, fingerprint, run_sql_files
 
@@ -160,7 +160,6 @@ class Run:
             except FreshDatabaseError as error:
                 self._failures[schema] = error
                 raise
-            self._templates.update(names.values())
         return names[source]
 
     def _make_templates(
@@ -188,10 +187,13 @@ class Run:
                 how = "made"
             else:
                 how = "of an earlier run, found"
-            older = our_databases(admin, _prefix(self.project))
-            for name in older[TEMPLATES_KEPT:]:
-                if name not in names.values():
-                    drop(admin, name)
+            self._templates.update(names.values())
+            # Another run may have found one of them, and be about to clone it.
+            if live_runs(admin) == {self.clones.run}:
+                older = our_databases(admin, _prefix(self.project))[TEMPLATES_KEPT:]
+                for name in older:
+                    if name not in self._templates:
+                        drop(admin, name)
         took = perf_counter() - start
         self._template_story = f"template {min(names.values())}, {how} in {took:.2f} s"
 
@@ -211,9 +213,7 @@ class Run:
             with uncounted():
                 # A thread has no context but the one that it opens: what the caller's holds, stays.
                 worker = threading.Thread(target=building.run, args=[fill], daemon=True)
-                worker.start()
-                worker.join()
-                drain(SECONDS_FOR_JOBS)
+                _run_to_its_end(worker)
         finally:
             self._building = None
             state.configs, state.find_pool = {}, {}
@@ -239,6 +239,27 @@ class Run:
             for each in building.made.values():
                 drop(admin, each)
             raise
+
+
+def _run_to_its_end(worker: threading.Thread) -> None:
+    """Start the thread that fills the databases, and wait until it and its jobs have ended.
+
+    :raises FreshDatabaseError: on the background loop, where what it submits would never run.
+    """
+    before = running_jobs()
+    worker.start()
+    if not is_in_background():
+        worker.join()
+        drain(SECONDS_FOR_JOBS, spared=before)
+        return
+    while worker.is_alive():
+        worker.join(SECONDS_FOR_JOBS)
+        if running_jobs() - before:
+            raise FreshDatabaseError(
+                "pgmonkey_schema waits for a background job, and the background loop for"
+                " pgmonkey_schema: a job of the test was the first to query. Let the test query"
+                " before it starts the job, or pgmonkey_schema do without db.aio and db.background."
+            )
 
 
 def _fill(app: Flask, schema: Schema | None) -> None:
@@ -316,6 +337,7 @@ class FreshDatabases:
         self._before: FreshDatabases | None = None
         self._id = secrets.token_hex(4)
         self.has_forked = False
+        self._jobs_before = running_jobs()
         self._locks: PerProcess[threading.Lock] = PerProcess(threading.Lock)
         self._looks: list[Look[Any]] = []
         self.names: dict[str, str] = {}
@@ -360,7 +382,7 @@ class FreshDatabases:
 
         :return: the names of background jobs that had not ended after some seconds.
         """
-        left = drain(SECONDS_FOR_JOBS) if self.names else []
+        left = drain(SECONDS_FOR_JOBS, spared=self._jobs_before)
         try:
             for looks in self._looks:
                 looks.close()

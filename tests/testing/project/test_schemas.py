@@ -1,10 +1,13 @@
 """What fills a database, and what clones have of it."""
 
+import asyncio
+import threading
+
 import psycopg
 import pytest
 from flaskr import create_app, db
 
-from flask_pgmonkey.testing import FreshDatabaseError, fresh_database
+from flask_pgmonkey.testing import FreshDatabaseError, fresh_database, runs
 
 NAMES = "SELECT name FROM names ORDER BY name"
 
@@ -75,6 +78,18 @@ def test_a_block_within_a_test_has_databases_apart_and_the_same_schema(app, pgdb
     assert pgdb.fetch_value("SELECT count(*) FROM posts") == 1
 
 
+def test_old_templates_go_but_none_of_this_run(app, pgmonkey_database, monkeypatch, tmp_path):
+    app.test_client().get("/")
+    monkeypatch.setattr(runs, "TEMPLATES_KEPT", 0)
+    file = tmp_path / "schema.sql"
+    file.write_text("CREATE TABLE names (name text)")
+    with fresh_database(app, file), app.app_context():
+        assert db.fetch_all(NAMES) == []
+    for _ in range(4):  # more than the spares
+        with fresh_database(app) as databases:
+            assert databases.database(app).fetch_value("SELECT count(*) FROM posts") == 0
+
+
 def test_without_a_schema_the_databases_are_empty(app):
     with fresh_database(app, lambda: None), app.app_context():
         with pytest.raises(psycopg.errors.UndefinedTable):
@@ -92,3 +107,41 @@ def test_seeds_use_jobs_and_async_queries_too(app):
 
     with fresh_database(app, schema), app.app_context():
         assert db.fetch_all(NAMES) == [("ada",)]
+
+
+def test_a_job_that_queries_first_waits_for_a_schema_without_jobs(app):
+    with fresh_database(app, lambda: db.execute("CREATE TABLE names (name text)")):
+        with app.app_context():
+
+            async def add():
+                await db.aio.execute("INSERT INTO names VALUES ('ada')")
+
+            db.background.run(add())
+            assert db.fetch_all(NAMES) == [("ada",)]
+
+
+def test_and_does_not_wait_for_ever_for_one_that_waits_for_the_loop(app):
+    async def job():
+        await db.aio.execute("SELECT 1")
+
+    with fresh_database(app, lambda: db.background.run(job())), app.app_context():
+        with pytest.raises(FreshDatabaseError, match="Let the test query before it starts the job"):
+            db.background.run(job())
+
+
+def test_a_job_of_the_test_goes_on_while_the_template_is_made(app):
+    def schema():
+        db.execute("CREATE TABLE names (name text)")
+
+    has_queried = threading.Event()
+
+    async def job():
+        while not has_queried.is_set():
+            await asyncio.sleep(0.01)
+        return "done"
+
+    with fresh_database(app, schema), app.app_context():
+        running = db.background.submit(job())
+        assert db.fetch_all(NAMES) == []
+        has_queried.set()
+        assert running.result() == "done"
