@@ -532,7 +532,8 @@ def _pg_dump_for(server_version: int) -> Path:
             found.append((_major_version(program), Path(program)))
     fitting = [(version, path) for version, path in found if version >= wanted]
     if fitting:
-        return min(fitting)[1]  # as near to the server as there is
+        # As near to the server as there is; of equals that on the PATH.
+        return min(fitting, key=lambda each: each[0])[1]
     here = f"here is only that of {max(found)[0]}" if found else "there is none here"
     raise MigrationError(
         f"A dump of PostgreSQL {wanted} needs the pg_dump of that version, and {here}: install"
