@@ -45,7 +45,10 @@ _SESSIONS = """
           AND a.backend_type IS DISTINCT FROM 'parallel worker'
     ORDER BY a.pid
 """
-_SERVER = "SELECT clock_timestamp(), current_setting('max_connections')::int, current_user::text"
+_SERVER = """
+    SELECT clock_timestamp(), current_database()::text, current_setting('max_connections')::int,
+           current_user::text
+"""
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,39 @@ class Activity:
     """What :func:`read_activity` gives.
 
     :ivar at: the server's time.
+    :ivar database: the one that was asked.
     :ivar max_connections: how many sessions it takes.
     :ivar role: the role that asked.
     :ivar sessions: all but the one that asked, by process.
     """
 
     at: datetime
+    database: str
     max_connections: int
     role: str
     sessions: list[Session]
+
+    def of_clients_here(self) -> list[Session]:
+        """Those of clients on this database, the longest transactions first. One that the role may
+        not see counts as a client's."""
+        here = [
+            session
+            for session in self.sessions
+            if session.database == self.database and session.kind in (None, "client backend")
+        ]
+        return sorted(
+            here,
+            key=lambda each: (-(each.transaction_seconds or -1.0), each.state_seconds or 0.0),
+        )
+
+    def blockers(self) -> list[tuple[int, Session]]:
+        """Who blocks whom, with depths as :meth:`by_urgency` gives them; nobody else."""
+        blocking = {pid for session in self.sessions for pid in session.blocked_by}
+        return [
+            (depth, session)
+            for depth, session in self.by_urgency()
+            if session.blocked_by or session.pid in blocking
+        ]
 
     def by_urgency(self) -> Iterator[tuple[int, Session]]:
         """Each session once, with its depth: 0, or one more than that of the session that it waits
@@ -152,11 +179,11 @@ def read_activity(connection: psycopg.Connection[Any]) -> Activity:
     :param connection: one in autocommit: a transaction would see the same again and again.
     """
     with connection.cursor(row_factory=tuple_row) as cursor:
-        ((at, max_connections, role),) = cursor.execute(_SERVER).fetchall()
+        ((at, database, limit, role),) = cursor.execute(_SERVER).fetchall()
     with connection.cursor(row_factory=class_row(Session)) as sessions:
         sessions.adapters.register_loader("text", _AnyText)
         found = sessions.execute(_SESSIONS).fetchall()
-    return Activity(at, max_connections, role, found)
+    return Activity(at, database, limit, role, found)
 
 
 class _AnyText(Loader):

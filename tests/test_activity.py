@@ -103,6 +103,10 @@ def test_who_waits_for_a_lock_is_shown_with_whom_it_waits_for(
         if session.database == observer.info.dbname
     ]
     assert here == [(0, "first"), (1, "second"), (2, "third")]
+    blockers = [
+        (depth, session.application) for depth, session in read_activity(observer).blockers()
+    ]
+    assert [each for each in blockers if each in here] == here
     first.execute("COMMIT")
     for thread in threads:
         thread.join(10)
@@ -135,7 +139,9 @@ def test_a_role_without_pg_monitor_is_told_what_it_may_not_see(
     try:
         with connect("plain", user=role, password="no-secret") as plain:
             other = sessions_of(plain)["other"]
-            assert read_activity(plain).role == role
+            activity = read_activity(plain)
+            assert activity.role == role
+            assert "other" in [each.application for each in activity.of_clients_here()]
     finally:
         observer.execute(f"DROP ROLE {role}")
     assert other.is_hidden
@@ -165,7 +171,7 @@ def session(pid: int, **more: Any) -> Session:
 
 
 def by_urgency(*sessions: Session) -> list[tuple[int, int]]:
-    activity = Activity(datetime.now(timezone.utc), 100, "app", list(sessions))
+    activity = Activity(datetime.now(timezone.utc), "shop", 100, "app", list(sessions))
     return [(depth, each.pid) for depth, each in activity.by_urgency()]
 
 
@@ -178,6 +184,12 @@ def test_what_is_urgent_stands_first() -> None:
         session(5, state="idle in transaction (aborted)", transaction_seconds=9.0),
         session(6, state="active", blocked_by=[1]),
     ) == [(0, 1), (1, 6), (0, 4), (0, 3), (0, 5), (0, 2)]
+
+
+def test_blockers_are_those_who_block_and_those_who_wait() -> None:
+    sessions = [session(1), session(2, state="active"), session(3, state="active", blocked_by=[1])]
+    activity = Activity(datetime.now(timezone.utc), "shop", 100, "app", sessions)
+    assert [(depth, each.pid) for depth, each in activity.blockers()] == [(0, 1), (1, 3)]
 
 
 def test_each_session_is_given_once_in_a_deadlock_too() -> None:

@@ -21,6 +21,7 @@ import psycopg
 from flask import Blueprint, Flask, Response, abort, current_app, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from ..activity import Session
 from ..config import Config
 from ..config.provenance import shown_values
 from ..config.redaction import redacted_value
@@ -271,6 +272,7 @@ class _Monitor:
         if bind not in names:
             abort(404)
         look = self._look(bind)
+        sessions = look.activity.of_clients_here() if look.activity is not None else []
         loans = self._borrowers(self._rings(), time.time())
         borrowers = {loan.pid: loan.who for loan in loans if loan.who is not None}
         return self._render(
@@ -278,8 +280,9 @@ class _Monitor:
             bind=bind,
             binds=names,
             look=look,
-            applications=_by_application(look.rows.get("activity", [])),
-            blockers=_blockers(look.rows.get("activity", [])),
+            sessions=sessions,
+            applications=_by_application(sessions),
+            blockers=look.activity.blockers() if look.activity is not None else [],
             indexes=[
                 index
                 for place, index in enumerate(look.rows.get("indexes", []))
@@ -470,48 +473,17 @@ def _by_endpoint(requests: Iterable[RequestRecord]) -> list[_Endpoint]:
     return sorted(endpoints, key=lambda each: each.requests * each.seconds, reverse=True)[:25]
 
 
-def _by_application(activity: Sequence[Any]) -> list[tuple[str, str, dict[str, int]]]:
+def _by_application(sessions: Sequence[Session]) -> list[tuple[str, str, dict[str, int]]]:
     """How many sessions of each application and user are in which state."""
     counts: dict[tuple[str, str], dict[str, int]] = {}
-    for session in activity:
-        states = counts.setdefault((session.application or "", session.user or ""), {})
+    for session in sessions:
+        states = counts.setdefault((session.application, session.user or ""), {})
         state = session.state or "?"
         states[state] = states.get(state, 0) + 1
     return sorted(
         ((*names, states) for names, states in counts.items()),
         key=lambda each: -sum(each[2].values()),
     )
-
-
-class _Blocker(NamedTuple):
-    session: Any
-    depth: int
-    waits_for: Sequence[int]
-
-
-def _blockers(activity: Sequence[Any]) -> list[_Blocker]:
-    """Who blocks whom: below each session those that wait for it, each session once."""
-    by_pid = {session.pid: session for session in activity}
-    waiting: dict[int, list[Any]] = {}
-    for session in activity:
-        for pid in session.blocked_by:
-            waiting.setdefault(pid, []).append(session)
-    found: list[_Blocker] = []
-    seen: set[int] = set()
-
-    def add(pid: int, depth: int) -> None:
-        if pid in seen:
-            return
-        seen.add(pid)
-        session = by_pid.get(pid)
-        if session is not None:
-            found.append(_Blocker(session, depth, session.blocked_by))
-        for each in waiting.get(pid, ()):
-            add(each.pid, depth + 1)
-
-    for pid in sorted(waiting, key=lambda pid: bool(getattr(by_pid.get(pid), "blocked_by", ()))):
-        add(pid, 0)
-    return found
 
 
 def _reason(error: Exception) -> str:

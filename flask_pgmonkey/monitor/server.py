@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter, time
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import namedtuple_row
 
+from ..activity import Activity, read_activity
 from ..config import Config
 from ..connections import NormalConnection
 from ..connections.server_connection import ServerConnection
@@ -35,22 +36,13 @@ SELECT split_part(current_setting('server_version'), ' ', 1) AS version,
     current_database() AS database, current_user AS user,
     pg_is_in_recovery() AS is_replica,
     current_setting('max_connections')::int AS max_connections,
-    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS sessions,
+    -- Which kind a session is that it may not see, a role is not told.
+    (SELECT count(*) FROM pg_stat_activity WHERE datid <> 0
+        AND coalesce(backend_type, 'client backend') = 'client backend') AS sessions,
     xact_commit AS committed, xact_rollback AS rolled_back, deadlocks, temp_bytes,
     blks_hit AS hits, blks_read AS misses,
     extract(epoch FROM stats_reset)::float AS counted_since
 FROM pg_stat_database WHERE datname = current_database()
-"""
-ACTIVITY = """
-SELECT pid, usename AS user, application_name AS application, client_addr::text AS address, state,
-    wait_event_type, wait_event, left(query, 5000) AS query,
-    extract(epoch FROM clock_timestamp() - xact_start)::float AS in_transaction,
-    extract(epoch FROM clock_timestamp()
-        - CASE state WHEN 'active' THEN query_start ELSE state_change END)::float AS in_state,
-    CASE WHEN wait_event_type = 'Lock' THEN pg_blocking_pids(pid) ELSE '{}' END AS blocked_by
-FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-ORDER BY xact_start NULLS LAST, state_change DESC LIMIT 500
 """
 SIZES = "SELECT pg_database_size(current_database()) AS database"
 TABLES = """
@@ -95,6 +87,7 @@ class Look:
     :ivar at: when, in seconds since 1970.
     :ivar seconds: how long it took.
     :ivar error: why nothing was seen; None if something was.
+    :ivar activity: what the server's sessions do, if it says that.
     :ivar rows: what each section shows.
     :ivar refusals: why a section shows nothing.
     """
@@ -102,6 +95,7 @@ class Look:
     at: float = field(default_factory=time)
     seconds: float = 0.0
     error: str | None = None
+    activity: Activity | None = None
     rows: dict[str, list[Any]] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
 
@@ -114,7 +108,6 @@ class Look:
 
 SECTIONS: Mapping[str, str] = {
     "facts": FACTS,
-    "activity": ACTIVITY,
     "sizes": SIZES,
     "tables": TABLES,
     "indexes": INDEXES,
@@ -132,6 +125,8 @@ def look_at(config: Config) -> Look:
             conn.read_only = True
             conn.autocommit = False
             conn.execute(_SETTINGS)
+            with _refusing(look, conn, "activity"):
+                look.activity = read_activity(conn)
             for name, query in SECTIONS.items():
                 _see(look, conn, name, query)
             _see_statements(look, conn)
@@ -141,14 +136,21 @@ def look_at(config: Config) -> Look:
     return look
 
 
-def _see(look: Look, conn: ServerConnection, name: str, query: str) -> None:
+@contextmanager
+def _refusing(look: Look, conn: ServerConnection, name: str) -> Iterator[None]:
+    """A block that may fail alone: the rest of the page is shown."""
     try:
         with conn.transaction():
-            look.rows[name] = conn.execute(query.encode()).fetchall()
+            yield
     except psycopg.DatabaseError as error:
         if conn.broken or conn.closed:
             raise
         look.refusals[name] = one_line(error)
+
+
+def _see(look: Look, conn: ServerConnection, name: str, query: str) -> None:
+    with _refusing(look, conn, name):
+        look.rows[name] = conn.execute(query.encode()).fetchall()
 
 
 def _see_statements(look: Look, conn: ServerConnection) -> None:

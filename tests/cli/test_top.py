@@ -147,7 +147,7 @@ def test_json_is_the_same_for_programs(
     assert sessions[waiter]["lock_on"] == "items"
     assert sessions[waiter]["query"] == "SELECT n\nFROM items"
     assert sessions[holder]["application"] == "holder"
-    assert page.keys() == {"at", "max_connections", "role", "sessions"}
+    assert page.keys() == {"at", "database", "max_connections", "role", "sessions"}
 
 
 def test_a_bind_of_the_app_is_looked_at(
