@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import flask
 import pytest
 import yaml
+
+from flask_pgmonkey.testing import assert_no_connection_leaks
 
 from .fake_server import Act, FakeServer
 from .proxy import Proxy
@@ -168,24 +167,9 @@ def _monkeypatch_response_class() -> None:
 
 @pytest.fixture(autouse=True)
 def _fail_on_leaks() -> Iterator[None]:
-    """Fail a test that leaves a context pushed or a pooled connection out.
+    """Fail a test that leaves a context pushed or a pooled connection out, as the kit has it.
 
     Sessions left at work on the server are found when ``database`` is dropped.
     """
-    outer_context = flask.has_app_context()
-    yield
-    assert outer_context or not flask.has_app_context(), "The test left an app context pushed"
-    borrowed = _borrowed_connections()
-    assert not borrowed, f"The test left connections borrowed: {borrowed}"
-
-
-def _borrowed_connections() -> list[str]:
-    connections = sys.modules.get("flask_pgmonkey.connections")
-    if connections is None:
-        return []
-    deadline = time.monotonic() + 1
-    while borrowed := connections.borrowed_connections():
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.01)
-    return list(borrowed)
+    with assert_no_connection_leaks():
+        yield

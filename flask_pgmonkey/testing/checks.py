@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from psycopg.rows import Row
 
@@ -44,10 +45,7 @@ def _line(number: int, event: QueryEvent, times: int) -> str:
     return f"{number:4}. {one_line(event.sql)}{repeats}{place}"
 
 
-@contextmanager
-def count_queries(
-    exactly: int | None = None, *, at_most: int | None = None
-) -> Iterator[SeenQueries]:
+class count_queries:  # noqa: N801
     """A block that keeps the queries which end in this process meanwhile, in any thread.
 
     An ``executemany``, a stream, a COPY and a pipeline are one each; BEGIN, COMMIT and what the
@@ -57,18 +55,35 @@ def count_queries(
     :raises AssertionError: at its end, with the queries, where they are more than *at_most*, or
         not *exactly* as many.
     """
-    seen = SeenQueries()
 
-    def note(sender: object, event: QueryEvent) -> None:
+    def __init__(self, exactly: int | None = None, *, at_most: int | None = None) -> None:
+        self._exactly = exactly
+        self._at_most = at_most
+        self._seen = SeenQueries()
+
+    def __enter__(self) -> SeenQueries:
+        query_executed.connect(self._note)
+        return self._seen
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        __tracebackhide__ = True  # pytest shows the block
+        query_executed.disconnect(self._note)
+        if exc_type is not None:
+            return
+        seen = self._seen
+        if self._exactly is not None and len(seen) != self._exactly:
+            raise AssertionError(f"{len(seen)} queries, not {self._exactly}:\n{seen}")
+        if self._at_most is not None and len(seen) > self._at_most:
+            raise AssertionError(f"{len(seen)} queries, more than {self._at_most}:\n{seen}")
+
+    def _note(self, sender: object, event: QueryEvent) -> None:
         if event.kind != "command" and not _uncounted and not isinstance(sender, Look):
-            seen.append(event)
-
-    with query_executed.connected_to(note):
-        yield seen
-    if exactly is not None and len(seen) != exactly:
-        raise AssertionError(f"{len(seen)} queries, not {exactly}:\n{seen}")
-    if at_most is not None and len(seen) > at_most:
-        raise AssertionError(f"{len(seen)} queries, more than {at_most}:\n{seen}")
+            self._seen.append(event)
 
 
 @contextmanager

@@ -5,23 +5,22 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Union
 
 import psycopg
 
 from ..errors import FreshDatabaseError
+from ..migrations import in_transaction, up_block
 
 Schema = Union[Callable[[], Any], str, "os.PathLike[str]"]
 """A function to be called in an app context, or the path of a SQL file or of a folder of them."""
 
 _PASSED_OVER = {"__pycache__", "node_modules", "static", "venv", "instance", "site-packages"}
 _LARGEST_READ = 1 << 20
-_DOWN = re.compile(r"^--\s*migrate:down\b", re.MULTILINE)
-_UP = re.compile(r"^--\s*migrate:up\b.*$", re.MULTILINE)
 
 
 def fingerprint(schema: Schema | None) -> str:
@@ -92,16 +91,9 @@ def run_sql_files(path: str | os.PathLike[str], conn: psycopg.Connection[Any]) -
     :raises FreshDatabaseError: with the file that the server refuses, and its words.
     """
     for file in sql_files(path):
-        script = file.read_text(encoding="utf-8")
-        up = _UP.search(script)
-        if up is not None:
-            script = _DOWN.split(script[up.end() :])[0]
-        in_transaction = up is None or "transaction:false" not in up[0]
+        script = up_block(file).encode()
         try:
-            if in_transaction:
-                with conn.transaction():
-                    conn.execute(script.encode(), prepare=False)
-            else:
-                conn.execute(script.encode(), prepare=False)
+            with conn.transaction() if in_transaction(file, "up") else nullcontext():
+                conn.execute(script, prepare=False)
         except psycopg.Error as error:
             raise FreshDatabaseError(f"{file}: {str(error).strip()}") from error
