@@ -5,20 +5,68 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click.testing
 import flask
 import pytest
+import yaml
 
 from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.cli import pgmonkey
 
+from ..servers import PrivateServer
+from ..suite import Suite
+
 RunFlask = Callable[..., "subprocess.CompletedProcess[str]"]
 Run = Callable[..., click.testing.Result]
 Invoke = Callable[..., click.testing.Result]
+
+PLANTED = r"planted:pass\word%@/ü"
+"""A password that every format has to quote."""
+
+
+def write_config(folder: Path, settings: dict[str, Any], **sections: Any) -> Path:
+    """Write a config that only its owner may read."""
+    config = folder / "db.yaml"
+    config.write_text(yaml.safe_dump({"connection_settings": settings, **sections}))
+    config.chmod(0o600)
+    return config
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
+def planted(private_server: PrivateServer) -> Iterator[PrivateServer]:
+    """A server whose user has a password that every format has to quote."""
+    private_server.set_password("app", PLANTED)
+    yield private_server
+    private_server.set_password("app", private_server.password)
+
+
+@pytest.fixture
+def embedded_app(suite: Suite, open_folder: Path, tmp_path: Path) -> Path:
+    """The instance folder of ``app.py`` in ``tmp_path``, an app with the embedded server."""
+    instance = open_folder / "instance"
+    suite.copy_cluster(instance / "postgres" / "data")
+    (tmp_path / "app.py").write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        f"app = Flask(__name__, instance_path={str(instance)!r})\n"
+        "db = PGMonkey(app, config='embedded')\n"
+    )
+    return instance
 
 
 @pytest.fixture

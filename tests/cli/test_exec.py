@@ -9,9 +9,8 @@ import pty
 import signal
 import subprocess
 import sys
-import tempfile
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,38 +21,11 @@ from psycopg.conninfo import conninfo_to_dict
 
 from ..proxy import Proxy
 from ..servers import PrivateServer
-from ..suite import Suite
-from .conftest import Run, RunFlask
+from .conftest import PLANTED, Run, RunFlask, write_config
 
-PLANTED = r"planted:pass\word%@/ü"
 CONNECT = "import psycopg; print(psycopg.connect('').execute('SELECT current_user').fetchone()[0])"
 CONNECT_BY_URL = CONNECT.replace("''", "__import__('os').environ['DATABASE_URL']", 1)
 MakeProxy = Callable[[str, int], Proxy]
-
-
-@pytest.fixture
-def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
-def planted(private_server: PrivateServer) -> Iterator[PrivateServer]:
-    """A server whose user has a password that every format has to quote."""
-    private_server.set_password("app", PLANTED)
-    yield private_server
-    private_server.set_password("app", private_server.password)
-
-
-def write(folder: Path, settings: dict[str, Any]) -> Path:
-    config = folder / "db.yaml"
-    config.write_text(yaml.safe_dump({"connection_settings": settings}))
-    config.chmod(0o600)
-    return config
 
 
 def settings_with(server: PrivateServer, **more: Any) -> dict[str, Any]:
@@ -66,9 +38,9 @@ def python(code: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("program", [CONNECT, CONNECT_BY_URL])
 def test_a_program_is_led_to_the_database(
-    run_flask: RunFlask, planted: PrivateServer, tmp_path: Path, secrets: Path, program: str
+    run_flask: RunFlask, planted: PrivateServer, tmp_path: Path, temporary: Path, program: str
 ) -> None:
-    config = write(tmp_path, settings_with(planted))
+    config = write_config(tmp_path, settings_with(planted))
 
     shown = run_flask(
         *("pgmonkey", "exec", "--config", config, *python(program)),
@@ -78,19 +50,21 @@ def test_a_program_is_led_to_the_database(
     )
 
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "app\n", "")
-    assert list(secrets.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_options_after_the_program_are_the_program_s(run_flask: RunFlask, tmp_path: Path) -> None:
-    config = write(tmp_path, {"host": "localhost"})
+    config = write_config(tmp_path, {"host": "localhost"})
     shown = run_flask("pgmonkey", "exec", "--config", config, "echo", "--bind", "a b", "--help")
     assert (shown.returncode, shown.stdout) == (0, "--bind a b --help\n")
 
 
 def test_the_password_is_in_no_variable_and_no_argument_but_in_a_file_for_us_alone(
-    run_flask: RunFlask, planted: PrivateServer, tmp_path: Path, secrets: Path
+    run_flask: RunFlask, planted: PrivateServer, tmp_path: Path, temporary: Path
 ) -> None:
-    config = write(tmp_path, settings_with(planted, sslmode="disable", application_name="a tool"))
+    config = write_config(
+        tmp_path, settings_with(planted, sslmode="disable", application_name="a tool")
+    )
     look = (
         "import json, os, subprocess\n"
         "path = os.environ['PGPASSFILE']\n"
@@ -126,24 +100,24 @@ def test_the_exit_code_is_the_program_s_and_the_file_goes_however_it_ends(
     run_flask: RunFlask,
     planted: PrivateServer,
     tmp_path: Path,
-    secrets: Path,
+    temporary: Path,
     ending: str,
     code: int,
 ) -> None:
-    config = write(tmp_path, settings_with(planted))
+    config = write_config(tmp_path, settings_with(planted))
     program = f"import os, signal, sys; assert os.path.exists(os.environ['PGPASSFILE']); {ending}"
 
     shown = run_flask("pgmonkey", "exec", "--config", config, *python(program))
 
     assert shown.returncode == code
-    assert list(secrets.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_are_the_program_s(
-    planted: PrivateServer, tmp_path: Path, secrets: Path, number: signal.Signals
+    planted: PrivateServer, tmp_path: Path, temporary: Path, number: signal.Signals
 ) -> None:
-    config = write(tmp_path, settings_with(planted))
+    config = write_config(tmp_path, settings_with(planted))
     program = (
         "import signal, sys\n"
         f"signal.signal({int(number)}, lambda *_: sys.exit(9))\n"
@@ -161,13 +135,13 @@ def test_signals_are_the_program_s(
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         assert process.wait(30) == 9
-    assert list(secrets.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_ctrl_c_reaches_the_program_once(
-    planted: PrivateServer, tmp_path: Path, secrets: Path
+    planted: PrivateServer, tmp_path: Path, temporary: Path
 ) -> None:
-    config = write(tmp_path, settings_with(planted))
+    config = write_config(tmp_path, settings_with(planted))
     program = (
         "import signal, time\n"
         "heard = []\n"
@@ -192,13 +166,13 @@ def test_ctrl_c_reaches_the_program_once(
         os.write(terminal, b"\x03")
         assert shown.readline() == b"^Cheard 1\r\n"
         assert process.wait(30) == 0
-    assert list(secrets.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_what_a_kill_left_is_removed_by_the_next_and_what_is_in_use_is_not(
-    planted: PrivateServer, run_flask: RunFlask, tmp_path: Path, secrets: Path
+    planted: PrivateServer, run_flask: RunFlask, tmp_path: Path, temporary: Path
 ) -> None:
-    config = write(tmp_path, settings_with(planted))
+    config = write_config(tmp_path, settings_with(planted))
     command = [sys.executable, "-m", "flask", "pgmonkey", "exec", "--config", str(config)]
     process = subprocess.Popen(
         [*command, *python("import os; print(os.getpid(), flush=True); input()")],
@@ -210,15 +184,15 @@ def test_what_a_kill_left_is_removed_by_the_next_and_what_is_in_use_is_not(
     program = int(process.stdout.readline())
     process.kill()
     process.wait(30)
-    (left,) = secrets.iterdir()
+    (left,) = temporary.iterdir()
 
     assert run_flask("pgmonkey", "exec", "--config", config, "--", "true").returncode == 0
-    assert list(secrets.iterdir()) == [left]  # its program still runs
+    assert list(temporary.iterdir()) == [left]  # its program still runs
 
     os.kill(program, signal.SIGKILL)
     while Path(f"/proc/{program}").exists() and left.exists():
         assert run_flask("pgmonkey", "exec", "--config", config, "--", "true").returncode == 0
-    assert list(secrets.iterdir()) == []
+    assert list(temporary.iterdir()) == []
     process.communicate()
 
 
@@ -227,17 +201,17 @@ def test_what_a_kill_left_is_removed_by_the_next_and_what_is_in_use_is_not(
     [("no-such-program", "There is no no-such-program on the PATH"), ("/etc/passwd", "not be run")],
 )
 def test_a_program_that_cannot_run_is_one_line(
-    run: Run, planted: PrivateServer, tmp_path: Path, secrets: Path, program: str, words: str
+    run: Run, planted: PrivateServer, tmp_path: Path, temporary: Path, program: str, words: str
 ) -> None:
-    result = run("exec", "--config", write(tmp_path, settings_with(planted)), "--", program)
+    result = run("exec", "--config", write_config(tmp_path, settings_with(planted)), "--", program)
     assert result.exit_code == 1
     assert words in result.output
     assert result.output.count("\n") == 1
-    assert list(secrets.iterdir()) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_secret_that_no_program_can_be_given_is_refused(run: Run, tmp_path: Path) -> None:
-    config = write(tmp_path, {"host": "db", "sslpassword": PLANTED})
+    config = write_config(tmp_path, {"host": "db", "sslpassword": PLANTED})
     result = run("exec", "--config", config, "--", "true")
     assert result.exit_code == 1
     assert "sslpassword" in result.output
@@ -249,14 +223,14 @@ def test_what_no_file_of_passwords_can_hold_is_refused(
     run: Run, tmp_path: Path, keyword: str
 ) -> None:
     settings = {"host": "db", "user": "app", "password": "planted"}
-    config = write(tmp_path, {**settings, keyword: "planted\n*:*:*:*:planted"})
+    config = write_config(tmp_path, {**settings, keyword: "planted\n*:*:*:*:planted"})
     shown = run("exec", "--config", config, "--", "true")
     assert shown.exit_code == 1
     assert shown.stderr == f"Error: No program can be given a {keyword} with a line break in it.\n"
 
 
 def test_several_hosts_lead_to_the_one_that_takes_writes(
-    run_flask: RunFlask, planted: PrivateServer, proxy: MakeProxy, tmp_path: Path, secrets: Path
+    run_flask: RunFlask, planted: PrivateServer, proxy: MakeProxy, tmp_path: Path, temporary: Path
 ) -> None:
     refusing = proxy(planted.host, planted.port)
     refusing.refuse()
@@ -266,7 +240,7 @@ def test_several_hosts_lead_to_the_one_that_takes_writes(
         port=f"{refusing.port},{planted.port}",
         target_session_attrs="read-write",
     )
-    config = write(tmp_path, settings)
+    config = write_config(tmp_path, settings)
     for program in (CONNECT, CONNECT_BY_URL):
         shown = run_flask("pgmonkey", "exec", "--config", config, *python(program))
         assert (shown.stdout, shown.stderr) == ("app\n", "")
@@ -277,7 +251,7 @@ def test_a_service_is_read_and_the_config_wins_over_it(
     run_flask: RunFlask,
     planted: PrivateServer,
     tmp_path: Path,
-    secrets: Path,
+    temporary: Path,
     has_password: bool,
 ) -> None:
     services = tmp_path / "services.conf"
@@ -287,7 +261,7 @@ def test_a_service_is_read_and_the_config_wins_over_it(
     )
     services.chmod(0o600)
     own = {} if has_password else {"password": PLANTED}
-    config = write(tmp_path, {"service": "shop", "user": "app", **own})
+    config = write_config(tmp_path, {"service": "shop", "user": "app", **own})
     for program in (CONNECT, CONNECT_BY_URL):
         shown = run_flask(
             *("pgmonkey", "exec", "--config", config, *python(program)),
@@ -297,22 +271,14 @@ def test_a_service_is_read_and_the_config_wins_over_it(
 
 
 def test_the_embedded_server_s_programs_come_first(
-    run_flask: RunFlask, suite: Suite, open_folder: Path, tmp_path: Path
+    run_flask: RunFlask, embedded_app: Path, tmp_path: Path
 ) -> None:
-    instance = open_folder / "instance"
-    suite.copy_cluster(instance / "postgres" / "data")
-    (tmp_path / "app.py").write_text(
-        "from flask import Flask\n"
-        "from flask_pgmonkey import PGMonkey\n"
-        f"app = Flask(__name__, instance_path={str(instance)!r})\n"
-        "db = PGMonkey(app, config='embedded')\n"
-    )
     dumped = run_flask("pgmonkey", "exec", "--", "pg_dump", "--schema-only")
     assert dumped.returncode == 0, dumped.stderr
     assert "Dumped by pg_dump version 18" in dumped.stdout
     by_url = run_flask("pgmonkey", "exec", *python(CONNECT_BY_URL))
     assert (by_url.stdout, by_url.stderr) == ("postgres\n", "")
-    assert not list(instance.rglob("postmaster.pid"))
+    assert not list(embedded_app.rglob("postmaster.pid"))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +302,7 @@ def test_the_embedded_server_s_programs_come_first(
 def test_a_url_says_what_libpq_would_do(
     run: Run, tmp_path: Path, settings: dict[str, Any], url: str
 ) -> None:
-    config = write(tmp_path, {**settings, "password": PLANTED})
+    config = write_config(tmp_path, {**settings, "password": PLANTED})
     result = run("url", "--config", config)
     assert (result.exit_code, result.output) == (0, f"{url}\n")
     expected = {key: str(value) for key, value in settings.items()}
@@ -347,7 +313,7 @@ def test_a_url_says_what_libpq_would_do(
 def test_the_password_is_in_a_url_only_where_it_is_asked_for(
     run: Run, planted: PrivateServer, tmp_path: Path
 ) -> None:
-    config = write(tmp_path, settings_with(planted))
+    config = write_config(tmp_path, settings_with(planted))
     assert "planted" not in run("url", "--config", config).output
     url = run("url", "--config", config, "--with-password").output.strip()
     assert conninfo_to_dict(url)["password"] == PLANTED
@@ -356,7 +322,7 @@ def test_the_password_is_in_a_url_only_where_it_is_asked_for(
 
 
 def test_direct_settings_say_where_programs_go(
-    run_flask: RunFlask, run: Run, planted: PrivateServer, tmp_path: Path, secrets: Path
+    run_flask: RunFlask, run: Run, planted: PrivateServer, tmp_path: Path, temporary: Path
 ) -> None:
     config = tmp_path / "db.yaml"
     pooled = {

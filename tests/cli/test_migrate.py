@@ -8,16 +8,15 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-import yaml
 from flask import Flask
 
 from flask_pgmonkey import PGMonkey, migrations
@@ -27,10 +26,8 @@ from flask_pgmonkey.programs import find_program
 
 from ..proxy import Proxy
 from ..servers import PrivateServer
-from ..suite import Suite
-from .conftest import Invoke, Run, RunFlask
+from .conftest import PLANTED, Invoke, Run, RunFlask, write_config
 
-PLANTED = r"planted:pass\word%@/ü"
 MakeProxy = Callable[[str, int], Proxy]
 
 FIRST = (
@@ -54,23 +51,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files."""
-    path = tmp_path / "temporary"
-    path.mkdir()
-    monkeypatch.setenv("TMPDIR", str(path))
-    monkeypatch.setattr(tempfile, "tempdir", str(path))
-    return path
-
-
-@pytest.fixture
-def planted(private_server: PrivateServer) -> Iterator[PrivateServer]:
-    """A server whose user has a password that every format has to quote."""
-    private_server.set_password("app", PLANTED)
-    yield private_server
-    with private_server.connect("app") as admin:
+def planted(planted: PrivateServer) -> Iterator[PrivateServer]:
+    """The same, without what a test has made there."""
+    yield planted
+    with planted.connect("app") as admin:
         admin.execute("DROP TABLE IF EXISTS books, schema_migrations")
-    private_server.set_password("app", private_server.password)
 
 
 def write(folder: Path, *files: tuple[str, str, str], options: str = "") -> None:
@@ -81,11 +66,23 @@ def write(folder: Path, *files: tuple[str, str, str], options: str = "") -> None
         )
 
 
-def write_config(folder: Path, settings: dict[str, Any], **sections: Any) -> Path:
-    config = folder / "db.yaml"
-    config.write_text(yaml.safe_dump({"connection_settings": settings, **sections}))
-    config.chmod(0o600)
-    return config
+@contextmanager
+def migrating(
+    folder: Path, server: PrivateServer, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """``migrate`` in a process of its own, which has begun with the first file."""
+    config = write_config(folder, server.settings(password=PLANTED))
+    with subprocess.Popen(
+        [sys.executable, "-m", "flask", "pgmonkey", "migrate", "--config", config],
+        cwd=folder,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Applying: {FIRST[0]}\n"
+        yield process
 
 
 def columns(settings: dict[str, Any], table: str = "books") -> list[str]:
@@ -391,16 +388,7 @@ def test_sigterm_ends_it_and_leaves_nothing(
     tmp_path: Path, folder: Path, planted: PrivateServer, temporary: Path
 ) -> None:
     write(folder, (FIRST[0], f"{FIRST[1]} SELECT pg_sleep(600);", FIRST[2]))
-    config = write_config(tmp_path, planted.settings(password=PLANTED))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flask", "pgmonkey", "migrate", "--config", config],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"Applying: {FIRST[0]}\n"
+    with migrating(tmp_path, planted) as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 128 + signal.SIGTERM
     assert list(temporary.iterdir()) == []
@@ -417,17 +405,7 @@ def test_a_dbmate_that_is_killed_is_one_line_and_leaves_nothing(
     tmp_path: Path, folder: Path, planted: PrivateServer, temporary: Path
 ) -> None:
     write(folder, (FIRST[0], f"{FIRST[1]} SELECT pg_sleep(600);", FIRST[2]))
-    config = write_config(tmp_path, planted.settings(password=PLANTED))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flask", "pgmonkey", "migrate", "--config", config],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"Applying: {FIRST[0]}\n"
+    with migrating(tmp_path, planted) as process:
         (dbmate,) = children_of(process.pid)
         os.kill(int(dbmate.name), signal.SIGKILL)
         _, stderr = process.communicate(timeout=30)
@@ -444,18 +422,8 @@ def test_the_password_is_in_no_argument_no_variable_no_output_and_no_file_that_s
     tmp_path: Path, folder: Path, planted: PrivateServer, temporary: Path
 ) -> None:
     write(folder, (FIRST[0], f"{FIRST[1]} SELECT pg_sleep(1.5);", FIRST[2]), SECOND)
-    config = write_config(tmp_path, planted.settings(password=PLANTED))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "flask", "pgmonkey", "migrate", "--config", config],
-        cwd=tmp_path,
-        env={**os.environ, "PGTZ": "UTC", "PGREQUIREPEER": "x", "DBMATE_MIGRATIONS_TABLE": "other"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == f"Applying: {FIRST[0]}\n"
+    variables = {"PGTZ": "UTC", "PGREQUIREPEER": "x", "DBMATE_MIGRATIONS_TABLE": "other"}
+    with migrating(tmp_path, planted, **variables) as process:
         (child,) = children_of(process.pid)
         shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
         environment = (child / "environ").read_bytes().decode().split("\0")
@@ -568,16 +536,8 @@ def test_a_server_that_is_not_there_is_one_line(run: Run, tmp_path: Path, folder
 
 
 def test_the_embedded_server_is_migrated_and_dumped(
-    run_flask: RunFlask, suite: Suite, open_folder: Path, tmp_path: Path, folder: Path
+    run_flask: RunFlask, embedded_app: Path, tmp_path: Path, folder: Path
 ) -> None:
-    instance = open_folder / "instance"
-    suite.copy_cluster(instance / "postgres" / "data")
-    (tmp_path / "app.py").write_text(
-        "from flask import Flask\n"
-        "from flask_pgmonkey import PGMonkey\n"
-        f"app = Flask(__name__, instance_path={str(instance)!r})\n"
-        "db = PGMonkey(app, config='embedded')\n"
-    )
     write(folder, FIRST)
     done = run_flask("pgmonkey", "migrate")
     assert (done.returncode, done.stderr) == (0, "")
@@ -587,7 +547,7 @@ def test_the_embedded_server_is_migrated_and_dumped(
     schema = (tmp_path / "schema.sql").read_text()
     assert "CREATE TABLE public.books" in schema
     assert "('20260101000000')" in schema
-    assert not list(instance.rglob("postmaster.pid"))
+    assert not list(embedded_app.rglob("postmaster.pid"))
 
 
 def test_a_pg_dump_that_is_too_old_is_not_used(

@@ -12,7 +12,6 @@ import yaml
 from flask_pgmonkey.embedded import find_binaries
 
 from ..servers import PrivateServer
-from ..suite import Suite
 from .conftest import RunFlask
 
 SHOW_PSQLS_COMMAND_LINE = r"\! ps -o args= -p $PPID"
@@ -134,20 +133,11 @@ def test_a_missing_psql_is_named_with_where_to_get_it(
 
 
 def test_the_embedded_server_runs_as_long_as_psql_and_no_longer(
-    run_flask: RunFlask, suite: Suite, open_folder: Path, tmp_path: Path, path: str
+    run_flask: RunFlask, embedded_app: Path, tmp_path: Path, path: str
 ) -> None:
-    instance = open_folder / "instance"
-    suite.copy_cluster(instance / "postgres" / "data")
-    (tmp_path / "app.py").write_text(
-        "from flask import Flask\n"
-        "from flask_pgmonkey import PGMonkey\n"
-        f"app = Flask(__name__, instance_path={str(instance)!r})\n"
-        "db = PGMonkey(app, config='embedded')\n"
-    )
-
     shown = run_flask("pgmonkey", "psql", "--", "-Atc", "SELECT 'served'", "-c", "X", PATH=path)
 
     assert shown.stdout == "served\n"
     assert 'syntax error at or near "X"' in shown.stderr
     assert shown.returncode == 1
-    assert not list(instance.rglob("postmaster.pid"))
+    assert not list(embedded_app.rglob("postmaster.pid"))
