@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -36,7 +37,7 @@ from flask_pgmonkey.embedded import (
 )
 from flask_pgmonkey.embedded.cluster import find_cluster
 from flask_pgmonkey.embedded.locks import open_lock
-from flask_pgmonkey.embedded.ownership import make_folder, make_private_folder
+from flask_pgmonkey.embedded.ownership import make_folder, make_private_folder, uid_of
 from flask_pgmonkey.errors import ConfigError
 
 from .ports import give_back_port, reserve_port
@@ -794,6 +795,31 @@ def test_root_gives_a_neighbour_who_swaps_folders_nothing(
         finally:
             attack.kill()
     assert any(path.is_symlink() for path in folder.iterdir()), "nothing was attacked"
+
+
+@pytest.mark.creates_cluster
+@pytest.mark.parametrize("giver", ["nobody", pytest.param("root", marks=only_as_root)])
+def test_processes_that_make_a_folder_at_once_all_get_it(
+    project: Path, users: list[Account | None], giver: str
+) -> None:
+    account = users[0] if giver == "root" else None
+    above = home(project, account)
+    racers = 4
+    begin = threading.Barrier(racers)
+
+    def make(path: Path) -> None:
+        begin.wait(30)
+        make_folder(path, account)
+
+    with ThreadPoolExecutor(racers) as pool:
+        for number in range(200):
+            folder = above / f"{number}" / "instance" / "postgres"
+            for racer in [pool.submit(make, folder) for _ in range(racers)]:
+                racer.result()
+            for path, mode in ((folder.parent, 0o755), (folder, 0o700)):
+                assert stat.S_IMODE(path.stat().st_mode) == mode
+                assert path.stat().st_uid == uid_of(account)
+    assert len(list(above.iterdir())) == 200, "something is left"
 
 
 @only_as_root

@@ -9,6 +9,7 @@ folder of the account's own, the account itself removes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shlex
@@ -154,56 +155,62 @@ def make_folder(folder: Path, account: Account | None) -> None:
 
     Those that root makes can be passed, and belong to *account* below a folder that does.
     """
-    missing = []
-    for path in (folder, *folder.parents):
-        if path.exists():
-            break
-        missing.append(path)
-    for path in reversed(missing):
-        with opened_folder(path.parent) as parent:
-            try:
-                os.mkdir(path.name, 0o700, dir_fd=parent)
-            except FileExistsError:
-                continue  # Another process was faster.
-            is_accounts = account is not None and os.fstat(parent).st_uid == account.uid
-            mode = 0o755 if path != folder else 0o700 if is_accounts or not account else 0o711
-            with _just_made(path.name, parent) as made:
-                os.fchmod(made, mode)
-                if account is not None and is_accounts:
-                    os.fchown(made, *account)
+    while not folder.exists():
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        if not missing:
+            return  # Another process was faster.
+        path = missing[-1]
+        try:
+            with opened_folder(path.parent) as parent:
+                is_accounts = account is not None and os.fstat(parent).st_uid == account.uid
+                owner = account if is_accounts else None
+                mode = 0o755 if path != folder else 0o700 if is_accounts or not account else 0o711
+                _put_in_place(_make_aside(parent, f"{path.name}-", mode, owner), path.name, parent)
+        except FileNotFoundError:
+            # Another process has put a parent of its own, which is the same, in the place of ours.
+            if not path.parent.exists():
+                raise
+
+
+def _put_in_place(made: str, name: str, parent: int) -> None:
+    """Give a folder, which is finished, its name, unless another has it and is in use."""
+    try:
+        os.rename(made, name, src_dir_fd=parent, dst_dir_fd=parent)
+    except OSError as error:
+        os.rmdir(made, dir_fd=parent)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 def make_private_folder(account: Account | None, prefix: str, parent: Path) -> Path:
     """A new folder in *parent* that *account* alone may enter."""
     with opened_folder(parent) as above:
-        while True:
-            name = f"{prefix}{secrets.token_hex(4)}"
-            try:
-                os.mkdir(name, 0o700, dir_fd=above)
-            except FileExistsError:
-                continue
-            with _just_made(name, above) as made:
-                os.fchmod(made, 0o700)
-                if account is not None:
-                    os.fchown(made, *account)
-            return parent / name
+        return parent / _make_aside(above, prefix, 0o700, account)
 
 
-@contextlib.contextmanager
-def _just_made(name: str, parent: int) -> Iterator[int]:
-    """The descriptor of a folder that we have made this moment.
+def _make_aside(parent: int, prefix: str, mode: int, owner: Account | None) -> str:
+    """The name of a new folder; *owner*'s, if given.
 
-    :raises EmbeddedServerError: when it is another, which somebody has put in its place.
+    :raises EmbeddedServerError: when somebody has put another folder in its place.
     """
-    descriptor = os.open(name, os.O_RDONLY | AS_FOLDER, dir_fd=parent)
-    try:
-        if os.fstat(descriptor).st_uid != os.geteuid() or os.listdir(descriptor):
-            raise EmbeddedServerError(
-                f"Somebody has put another folder in the place of {name!r} as it was made."
-            )
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    while True:
+        name = f"{prefix}{secrets.token_hex(4)}"
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+        except FileExistsError:
+            continue
+        descriptor = os.open(name, os.O_RDONLY | AS_FOLDER, dir_fd=parent)
+        try:
+            if os.fstat(descriptor).st_uid != os.geteuid() or os.listdir(descriptor):
+                raise EmbeddedServerError(
+                    f"Somebody has put another folder in the place of {name!r} as it was made."
+                )
+            os.fchmod(descriptor, mode)
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+        finally:
+            os.close(descriptor)
+        return name
 
 
 def read_own_file(folder: int, name: str, begin: int = 0) -> bytes:
