@@ -349,7 +349,7 @@ class BoundDatabase(Queries[Row]):
         return held_connection(self._key, self._get_pool)
 
     def _get_pool(self, app: Flask) -> PoolConnection:
-        state = self._db._state(app)
+        state = self._db._apps.get(app) or self._db._state(app)
         key = os.getpid(), self._name
         find = state.find_pool.get(key)
         pool = find() if find is not None else None

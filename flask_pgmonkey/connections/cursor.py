@@ -26,7 +26,7 @@ from psycopg.rows import Row
 
 from ..signals import query_executed
 from .copying import COPIES
-from .marks import leaves_state
+from .marks import LONGEST_REMEMBERED, leaves_state, leaves_state_remembered
 from .query_notes import NotedQuery, note_query
 from .watching import Call, Watch
 
@@ -59,8 +59,9 @@ class MarkingCursor(BaseCursor[ConnectionType, Row]):
     def _convert_query(self, query: Query, params: Params | None = None) -> PostgresQuery:
         # Before a statement is sent, whichever method sends it and in a pipeline too.
         pgq = super()._convert_query(query, params)
-        if leaves_state(pgq.query):
-            self._record.mark(pgq.query)
+        sql = pgq.query
+        if leaves_state_remembered(sql) if len(sql) <= LONGEST_REMEMBERED else leaves_state(sql):
+            self._record.mark(sql)
         return pgq
 
     def _raise_for_result(self, result: PGresult) -> NoReturn:

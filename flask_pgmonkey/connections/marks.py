@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 
 # As psycopg has it: longer ones are rarely sent twice.
-_LONGEST_REMEMBERED = 4096
+LONGEST_REMEMBERED = 4096
 
 # What any statement that leaves something contains, wherever it stands. For most there is no more.
 _SUSPICIOUS = (
@@ -37,18 +37,11 @@ _LEAVES_STATE = (
 
 
 def leaves_state(query: bytes) -> bool:
-    """Whether a query, of one or more statements, marks the session that it runs on."""
-    if len(query) > _LONGEST_REMEMBERED:
-        return _leaves_state(query)
-    return _remembered(query)
+    """Whether a query, of one or more statements, marks the session that it runs on.
 
-
-def prepares(query: bytes) -> bool:
-    """Whether one that leaves state may have prepared a statement by its SQL command."""
-    return re.search(rb"\bPREPARE\b", query, re.IGNORECASE) is not None
-
-
-def _leaves_state(query: bytes) -> bool:
+    :func:`leaves_state_remembered` is for those that are no longer than
+    :data:`LONGEST_REMEMBERED`.
+    """
     if re.search(_SUSPICIOUS, query, re.IGNORECASE) is None:
         return False
     # A quoted name is code where it calls a function: "pg_catalog"."set_config"(…).
@@ -60,4 +53,10 @@ def _leaves_state(query: bytes) -> bool:
     )
 
 
-_remembered = lru_cache(maxsize=1024)(_leaves_state)
+leaves_state_remembered = lru_cache(maxsize=1024)(leaves_state)
+
+
+def prepares(query: bytes) -> bool:
+    """Whether one that leaves state may have prepared a statement by its SQL command."""
+    return re.search(rb"\bPREPARE\b", query, re.IGNORECASE) is not None
+

@@ -238,10 +238,12 @@ class Pool(ConnectionPool[ServerConnection]):
         with self._lock:
             if self._closed:
                 self._check_open_getconn()
-            conn = self._get_ready_connection(deadline - now)
-            if conn is not None:
+            if self._pool and deadline > now:  # as _get_ready_connection(), which it spares
+                conn = self._pool.popleft()
+                self._nconns_min = min(self._nconns_min, len(self._pool))
                 conn._pool = self
                 return conn
+            self._get_ready_connection(deadline - now)  # refuses, where it has to
             self._refuse_in_outage(deadline)
             waiter = _Waiter(deadline)
             self._waiting.append(waiter)
@@ -321,10 +323,15 @@ class Pool(ConnectionPool[ServerConnection]):
     def give_back(self, conn: ServerConnection, now: float) -> None:
         """Take back an idle connection: psycopg_pool's putconn without what is checked already."""
         self._given_back_at = now
-        if conn._expire_at > now:
-            self._add_to_pool(conn)
-        else:
+        if conn._expire_at <= now:
             self._replace(conn)
+            return
+        with self._lock:
+            if not self._waiting and not self._closed:  # as _add_to_pool(), which it spares
+                conn._pool = None
+                self._pool.append(conn)
+                return
+        self._add_to_pool(conn)
 
     def _replace(self, conn: ServerConnection) -> None:
         with self._lock:
