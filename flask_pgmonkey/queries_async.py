@@ -237,6 +237,20 @@ class AsyncQueries(ABC, Generic[Row]):
 
         return await self._run(fetch)
 
+    async def fetch_json(self, query: Query, params: Params | None = None) -> bytes:
+        """All rows of the result as a JSON array of objects, in UTF-8, which PostgreSQL makes.
+
+        ``[]`` if there is none. Parameters as for :meth:`fetch_one`. How it writes numbers, times
+        and the rest: see *JSON and CSV* in the docs.
+
+        :raises psycopg.errors.SyntaxError: for a statement that is no query, and for several.
+        """
+
+        async def fetch(conn: AsyncServerConnection) -> bytes:
+            return await _fetch_json(conn, query, params)
+
+        return await self._run(fetch)
+
     async def execute(self, query: Query, params: Params | None = None) -> int:
         """Run a query whose rows nobody wants.
 
@@ -396,6 +410,19 @@ async def _execute_many(
                 explain_parameters(params)
             raise
         return max(0, cursor.rowcount)
+
+
+async def _fetch_json(conn: AsyncServerConnection, query: Query, params: Params | None) -> bytes:
+    from .connections.enclosing import enclosing_async_cursor  # what not every app uses
+    from .json_rows import enclosure_for_json, read_json
+
+    cursor = enclosing_async_cursor(conn, enclosure_for_json(conn.pgconn))
+    try:
+        await cursor.execute(cast("QueryNoTemplate", query), params)
+    except TypeError:
+        explain_parameters(params)
+        raise
+    return read_json(conn.pgconn, cursor.pgresult)
 
 
 async def _explain(

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 
 LAYERS = [
     {"cli", "health", "metrics", "testing"},
-    {"csv_transfer", "migrations", "server_audit", "codegen"},
+    {"migrations", "server_audit", "codegen"},
     {"extension"},
     {"debugging", "monitor"},
     {"activity", "contexts", "query_log", "query_tags", "unavailable"},
@@ -22,8 +22,9 @@ LAYERS = [
     {"database"},
     {"queries_async", "streaming"},
     {"queries"},
+    {"json_rows"},
     {"manager", "programs"},
-    {"connections", "embedded"},
+    {"connections", "csv_transfer", "embedded"},
     {"config"},
     {"rows"},
     {"events", "inspection", "per_process", "plans"},

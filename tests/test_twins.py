@@ -41,6 +41,7 @@ _SYNC_NAMES = {
     "ask_login_on_loop": "ask_login",
     "ask_another_login_on_loop": "ask_another_login",
     "async_pool_for": "pool_for",
+    "enclosing_async_cursor": "enclosing_cursor",
     "outermost_async_transaction": "outermost_transaction",
     "nested_async_transaction": "nested_transaction",
 }

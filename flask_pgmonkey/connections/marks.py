@@ -17,10 +17,15 @@ _SUSPICIOUS = (
     rb"\b(?:SET|RESET|DISCARD|LISTEN|UNLISTEN|PREPARE|DEALLOCATE|LOAD|DO|HOLD|TEMP|TEMPORARY"
     rb"|set_config|pg_temp|pg_(?:try_)?advisory_(?:un)?lock\w*)\b"
 )
-# Comments, strings, quoted names and dollar quotes.
-_NO_CODE = (
-    rb"--[^\n]*|/\*.*?\*/|\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
-    rb"|\$((?:[A-Za-z_]\w*)?)\$.*?\$\1\$"
+_COMMENT = rb"--[^\n]*|/\*.*?\*/"
+# Strings, quoted names and dollar quotes.
+_QUOTED = (
+    rb"\b[eE]'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\""
+    rb"|\$(?P<tag>(?:[A-Za-z_]\w*)?)\$.*?\$(?P=tag)\$"
+)
+_NO_CODE = _COMMENT + rb"|" + _QUOTED
+_PIECE = re.compile(
+    rb"(?P<nothing>\s+|" + _COMMENT + rb")|(?P<end>;)|" + _QUOTED + rb"|\w+|.", re.DOTALL
 )
 _LEAVES_STATE = (
     # SET, but for what ends with the transaction.
@@ -60,3 +65,15 @@ def prepares(query: bytes) -> bool:
     """Whether one that leaves state may have prepared a statement by its SQL command."""
     return re.search(rb"\bPREPARE\b", query, re.IGNORECASE) is not None
 
+
+def without_semicolon(query: bytes) -> bytes:
+    """*query* without the semicolon that ends it, and without a comment behind that."""
+    if b";" not in query:
+        return query
+    end: int | None = None
+    for piece in _PIECE.finditer(query):
+        if piece["end"] is not None:
+            end = piece.start() if end is None else end
+        elif piece["nothing"] is None:
+            end = None
+    return query[:end]

@@ -26,6 +26,7 @@ def test_template_strings_are_taken_wherever_a_string_is(
         assert db.fetch_value(template("SELECT n FROM items WHERE n = ", 1)) == 1
         assert db.fetch_one(template("SELECT ", "o'name", "::text")) == ("o'name",)
         assert db.fetch_all(template("SELECT ", 1, "::int")) == [(1,)]
+        assert db.fetch_json(template("SELECT ", 1, "::int AS n")) == b'[{"n":1}]'
         assert db.explain(template("SELECT n FROM items WHERE n = ", 1)).root.relation == "items"
         assert list(db.stream(template("SELECT n FROM items WHERE n = ", 1))) == [(1,)]
         with db.transaction() as tx:
