@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from .detection import detect_encoding
 from .dialect import Dialect, line_end_of, quote_end_markers, split_records
 from .errors import CSVTransferError
+from .formats import refuse_other_formats
 from .streams import Source, check_encoding, utf8_blocks
 
 MEBIBYTE = 1 << 20
@@ -29,6 +30,7 @@ class CSVText:
 
     def __init__(self, source: Source, encoding: str | None) -> None:
         first = source.read()
+        refuse_other_formats(first, source.name)
         self.name: str = source.name
         self.encoding: str = check_encoding(encoding) if encoding else detect_encoding(first)
         self._blocks: Iterator[bytes] = utf8_blocks(source, first, self.encoding)

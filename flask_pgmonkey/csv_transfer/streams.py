@@ -27,6 +27,9 @@ PRIVATE = 0o600
 GZIP_ENDING = ".gz"
 ZSTD_ENDINGS = (".zst", ".zstd")
 
+NO_FILES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape")
+"""What Python calls encodings, and no file is written in."""
+
 
 def without_compression(path: Path) -> Path:
     """*path* without the ending that says how it is compressed."""
@@ -36,12 +39,14 @@ def without_compression(path: Path) -> Path:
 def check_encoding(encoding: str) -> str:
     """*encoding* itself.
 
-    :raises LookupError: if Python knows no text encoding of that name.
+    :raises LookupError: if Python knows no text encoding of that name, or it is none of files.
     """
     try:
         "".encode(encoding)
     except ValueError as error:  # The name itself cannot be looked up, or it is "undefined".
         raise LookupError(f"unknown encoding: {encoding}") from error
+    if codecs.lookup(encoding).name.replace("_", "-") in NO_FILES:
+        raise LookupError(f"{encoding} is an encoding of names or literals, not of files")
     return encoding
 
 

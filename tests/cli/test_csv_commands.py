@@ -186,6 +186,8 @@ def test_settings_beside_the_file_are_used_and_overruled(
         (["import-csv", "items", "x.csv", "--delimiter", "ab"], "'ab' is not one ASCII"),
         (["import-csv", "items", "x.csv", "--encoding", "nope"], "unknown encoding: nope"),
         (["import-csv", "items", "x.csv", "--encoding", "rot13"], "not a text encoding"),
+        (["import-csv", "items", "x.csv", "--encoding", "undefined"], "unknown encoding"),
+        (["export-csv", "items", "x.csv", "--encoding", "idna"], "not of files"),
         (["import-csv", "items", "x.csv", "--delimiter", ";", "--quote", ";"], "both ';'"),
         (["import-csv", "items", "x.csv", "--text"], "--text goes with --create"),
         (["import-csv", "items", "x.csv", "--columns", "a=b,c"], "not both"),
