@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeVar
 
 import click
+import psycopg
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,10 +23,13 @@ from rich.progress import (
 
 from .. import csv_transfer
 from ..csv_transfer import Dialect, check_character, check_encoding
+from .targets import Target
 from .terminal import say_aside, stderr_console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LIMITS = ["statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"]
+"""How long work may take, on any version of the server; not how long it may wait for locks."""
 SHOW_EVERY = 0.1
 """Seconds: a look at the bar costs more than reading a block."""
 
@@ -90,6 +94,17 @@ def format_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+@contextmanager
+def bulk_connection(target: Target) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """:meth:`Target.connect` without the limits that are meant for the requests of an app."""
+    with target.connect() as connection:
+        connection.execute(
+            "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY (%s)", (LIMITS,)
+        )
+        connection.commit()
+        yield connection
 
 
 @contextmanager

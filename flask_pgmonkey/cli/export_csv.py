@@ -9,6 +9,7 @@ import click
 
 from .. import csv_transfer
 from .csv_commands import (
+    bulk_connection,
     checked_dialect,
     counted,
     exiting_on_interrupt,
@@ -86,7 +87,7 @@ def export_csv(
     to_stdout = file in (None, "-")
     dialect = checked_dialect(delimiter, quote, null)
     with exiting_on_interrupt("nothing was written"):
-        with target.connect() as connection, progress_bar("export") as progress:
+        with bulk_connection(target) as connection, progress_bar("export") as progress:
             rows = csv_transfer.export_csv(
                 connection,
                 sys.stdout.buffer if to_stdout else Path(file or ""),

@@ -16,6 +16,7 @@ from ..csv_transfer import (
     write_import_settings,
 )
 from .csv_commands import (
+    bulk_connection,
     checked_dialect,
     counted,
     exiting_on_interrupt,
@@ -107,7 +108,7 @@ def import_csv(
     names, mapping = split_columns(columns)
     keep_names = keep_names or settings.enforce_lowercase is False
     with exiting_on_interrupt("nothing was imported"):
-        with target.connect() as connection, progress_bar("import") as progress:
+        with bulk_connection(target) as connection, progress_bar("import") as progress:
             result = csv_transfer.import_csv(
                 connection,
                 table,

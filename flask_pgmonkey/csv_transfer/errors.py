@@ -11,6 +11,8 @@ from ..errors import PGMonkeyError
 from ..printable import one_line
 from .inference import value_class
 
+ROW_ERRORS = ("22", "23", "P0")
+"""The SQLSTATE classes that lie in a row: its values, a constraint, what a trigger raises."""
 UNDECODABLE = "22021"
 TOO_LARGE = "54000"
 LONGEST_CONTEXT = 10_000
@@ -59,13 +61,16 @@ def located_error(
     line: int | None,
     type_advice: str,
 ) -> psycopg.Error | CSVTransferError:
-    """The server's *error* with its place in *file*; itself if it has none.
+    """The server's *error* with its place in *file*; itself if it does not lie in the file.
 
     :param table: the table's name without its schema.
     :param types: the type of each column.
     :param line: the line of the file, or None where it is the one that the server counted.
     :param type_advice: what to try when a value does not fit its column.
     """
+    sqlstate = error.sqlstate or ""
+    if not sqlstate.startswith(ROW_ERRORS) and sqlstate != TOO_LARGE:
+        return error
     place = _place_of(error, table)
     if line is None:
         if place is None:
@@ -81,7 +86,6 @@ def located_error(
             where += f", value: {found}"
         where += ")"
     message = f"{where}: {shortened(error.diag.message_primary or str(error))}"
-    sqlstate = error.sqlstate or ""
     if sqlstate == TOO_LARGE:
         message += "; PostgreSQL takes 1 GB for a record: is a quote left open there?"
     if sqlstate in SHOWN_DETAILS and error.diag.message_detail:

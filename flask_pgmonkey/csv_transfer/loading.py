@@ -16,12 +16,9 @@ from psycopg import sql
 from ..files import new_file, our_file
 from ..printable import one_line
 from .dialect import Dialect, LongRecordError
-from .errors import line_of, located_error
+from .errors import ROW_ERRORS, line_of, located_error
 from .reading import CSVText
 from .tables import TableName
-
-ROW_ERRORS = ("22", "23", "P0")
-"""The SQLSTATE classes that lie in a row: its values, a constraint, what a trigger raises."""
 
 SHOWN_REJECTIONS = 5
 LARGEST_PIECE = 1 << 16

@@ -17,6 +17,8 @@ from click.testing import CliRunner, Result
 
 from flask_pgmonkey.cli import pgmonkey
 
+from .conftest import write_config
+
 COMMAND = (
     sys.executable,
     "-c",
@@ -419,3 +421,23 @@ def test_a_reader_that_leaves_ends_the_export_quietly(
     _, err = process.communicate(timeout=DEADLINE)
     assert process.returncode == 1
     assert err == b""
+
+
+def test_the_limits_of_requests_do_not_end_bulk_work(
+    database: dict[str, Any], connection: Connection, tmp_path: Path
+) -> None:
+    limits = {"statement_timeout": "100ms", "idle_in_transaction_session_timeout": "100ms"}
+    config = write_config(tmp_path, database, sync_settings=limits)
+    connection.execute(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END'"
+    )
+    connection.execute(
+        "CREATE TRIGGER slow BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION wait()"
+    )
+    slow = ["--query", "SELECT id, pg_sleep(0.2) FROM items"]
+    for words in (["import-csv", "items", "-", "--no-header"], ["export-csv", *slow]):
+        words += ["--config", str(config)]
+        result = CliRunner().invoke(pgmonkey, words, input="1,new\n")
+        assert result.exit_code == 0, result.output
+    assert rows_of(connection) == [(0, "old"), (1, "new")]

@@ -321,3 +321,19 @@ def test_rejected_rows_are_as_private_as_their_file(
     assert rejected.read_bytes() == b"id,name\nx,y\n"
     assert stat.S_IMODE(rejected.lstat().st_mode) == mode
     assert treasure.read_text() == "ours"
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_an_error_that_does_not_lie_in_the_file_blames_no_line(
+    items: Connection, csv_file: WriteFile, on_error: Any
+) -> None:
+    items.execute(
+        "CREATE FUNCTION cancel() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_cancel_backend(pg_backend_pid()), pg_sleep(9); RETURN NEW; END'"
+    )
+    items.execute(
+        "CREATE TRIGGER ends BEFORE INSERT ON items FOR EACH ROW EXECUTE FUNCTION cancel()"
+    )
+    items.commit()
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        import_csv(items, "items", csv_file("id,name\n1,x\n"), on_error=on_error)
