@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 from .dialect import Dialect
 from .errors import CSVTransferError
 from .streams import Progress, check_encoding, open_target
-from .tables import TableName, check_text, column_types
+from .tables import TableName, check_text, column_types, no_such_column, no_such_table
 
 Write = Callable[[Any], object]
 
@@ -95,7 +95,11 @@ def _select(
     name = TableName.parse(table or "")
     types = column_types(connection, name)
     if types is None:
-        raise CSVTransferError(f'there is no table "{name}"')
+        raise no_such_table(connection, name)
+    if missing := next((column for column in columns or () if column not in types), None):
+        there = column_types(connection, name, all_columns=True) or {}
+        if missing not in there:
+            raise no_such_column(name, missing, there)
     select: sql.Composable = sql.SQL("SELECT {} FROM {}").format(
         sql.SQL(", ").join(sql.Identifier(column) for column in columns or types),
         name.identifier,

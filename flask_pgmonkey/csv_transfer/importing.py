@@ -13,7 +13,6 @@ from psycopg import sql
 
 from .detection import detect_dialect, detect_header
 from .dialect import Dialect
-from .errors import CSVTransferError
 from .inference import ColumnType, infer_types
 from .loading import Destination, RejectedFile, copy_records, copy_whole
 from .reading import CSVText
@@ -25,6 +24,7 @@ from .tables import (
     columns_by_position,
     columns_of_header,
     create_table,
+    no_such_table,
 )
 
 READS_END_MARKERS = 180000
@@ -98,7 +98,7 @@ def import_csv(
         with connection.transaction(force_rollback=dry_run):
             types = column_types(connection, name)
             if types is None and not create:
-                raise CSVTransferError(f'there is no table "{name}"; --create makes one')
+                raise no_such_table(connection, name, "--create makes one")
             known = None if types is None else list(types)
             dialect = detect_dialect(
                 csv_text.start, known, delimiter=delimiter, quote=quote, null=null

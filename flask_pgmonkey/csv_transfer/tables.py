@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,11 @@ from .inference import ColumnType
 
 MOST_COLUMNS = 1600
 """As many as PostgreSQL's tables may have."""
+
+SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
+
+LONGEST_GUESSED = 100
+"""Characters: of a name for which a near one is looked for."""
 
 _QUOTED_PART = re.compile(r'"((?:[^"]|"")+)"(?:\.|\Z)')
 
@@ -86,8 +92,13 @@ def _no_table_name(text: str) -> CSVTransferError:
     )
 
 
-def column_types(connection: psycopg.Connection[Any], table: TableName) -> dict[str, str] | None:
-    """The types of the columns that can be written, in the table's order; None without a table."""
+def column_types(
+    connection: psycopg.Connection[Any], table: TableName, *, all_columns: bool = False
+) -> dict[str, str] | None:
+    """The types of the columns that can be written, in the table's order; None without a table.
+
+    :param all_columns: those that can only be read too, system columns included.
+    """
     with connection.cursor(row_factory=tuple_row) as cursor:
         name = table.identifier.as_string(connection)
         cursor.execute("SELECT to_regclass(%s)::oid", (name,))
@@ -96,9 +107,9 @@ def column_types(connection: psycopg.Connection[Any], table: TableName) -> dict[
             return None
         cursor.execute(
             "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute"
-            " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''"
-            " ORDER BY attnum",
-            (row[0],),
+            " WHERE attrelid = %s AND NOT attisdropped"
+            " AND (%s OR (attnum > 0 AND attgenerated = '')) ORDER BY attnum",
+            (row[0], all_columns),
         )
         return dict(cursor.fetchall())
 
@@ -111,6 +122,44 @@ def plain_name(name: str) -> str:
 def find_column(name: str, columns: Sequence[str]) -> str | None:
     """The one of *columns* that *name* spells, or that its :func:`plain_name` spells."""
     return next((each for each in (name, plain_name(name)) if each in columns), None)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The question of an error whether the one of *names* is meant that is nearest to *name*."""
+    if len(name) > LONGEST_GUESSED:
+        return ""
+    by_plain = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.strip().lower(), by_plain, 1, 0.7)
+    return f'did you mean "{by_plain[near[0]]}"?' if near else ""
+
+
+def no_such_table(
+    connection: psycopg.Connection[Any], table: TableName, remedy: str = ""
+) -> CSVTransferError:
+    """The error for a table that is not there, with the name of the one that may be meant."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(
+            "SELECT nspname, relname, pg_table_is_visible(pg_class.oid) FROM pg_class"
+            " JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+            " WHERE relkind = ANY ('{r,p,v,m,f}') AND nspname <> 'information_schema'"
+            " AND nspname !~ '^pg_' LIMIT 5000"
+        )
+        there = cursor.fetchall()
+    visible = [relation for _, relation, is_visible in there if is_visible]
+    full = [f"{schema}.{relation}" for schema, relation, _ in there]
+    offer = nearest(str(table), full if table.schema else visible)
+    if not offer:
+        elsewhere = [f"{schema}.{name}" for schema, name, _ in there if name == table.table]
+        offer = nearest(elsewhere[0], elsewhere) if elsewhere else ""
+    clauses = (f'there is no table "{shortened(str(table))}"', offer, remedy)
+    return CSVTransferError("; ".join(filter(None, clauses)))
+
+
+def no_such_column(table: TableName, name: str, columns: Iterable[str]) -> CSVTransferError:
+    """The error for a column that *table* does not have, with the one that may be meant."""
+    shown = [column for column in columns if column not in SYSTEM_COLUMNS]
+    told = f'the table {table} has no column "{shortened(name)}", only {_listed(shown)}'
+    return CSVTransferError("; ".join(filter(None, (told, nearest(name, shown)))))
 
 
 def columns_of_header(

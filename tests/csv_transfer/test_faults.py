@@ -202,11 +202,59 @@ def test_a_table_with_an_evil_name(items: Connection, csv_file: WriteFile) -> No
 
 @pytest.mark.parametrize("name", ["none", "none.items", "public.none"])
 def test_no_such_table(items: Connection, csv_file: WriteFile, tmp_path: Path, name: str) -> None:
-    with pytest.raises(CSVTransferError, match=f'there is no table "{name}"; --create'):
+    with pytest.raises(CSVTransferError, match=f'there is no table "{name}"; .*--create makes'):
         import_csv(items, name, csv_file("id\n1\n"))
     with pytest.raises(CSVTransferError, match=f'there is no table "{name}"'):
         export_csv(items, tmp_path / "none.csv", table=name)
     assert not (tmp_path / "none.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("item", "items"),
+        ("Items", "items"),
+        ("itmes", "items"),
+        ("public.item", "public.items"),
+        ("sold", "shop.sold"),
+        ("shop.solds", "shop.sold"),
+    ],
+)
+def test_the_nearest_table_is_offered_and_is_there(
+    items: Connection, csv_file: WriteFile, tmp_path: Path, name: str, near: str
+) -> None:
+    items.execute("CREATE SCHEMA shop; CREATE TABLE shop.sold (id integer, name text)")
+    items.commit()
+    told = f'there is no table "{name}"; did you mean "{near}"\\?'
+    with pytest.raises(CSVTransferError, match=f"{told}; --create makes one$"):
+        import_csv(items, name, csv_file("id,name\n1,x\n"))
+    with pytest.raises(CSVTransferError, match=f"{told}$"):
+        export_csv(items, tmp_path / "out.csv", table=name)
+    assert import_csv(items, near, csv_file("id,name\n1,x\n")).rows == 1
+    assert export_csv(items, tmp_path / "out.csv", table=near) > 0
+
+
+def test_names_that_nothing_is_near_to_are_offered_nothing(items: Connection) -> None:
+    for name in ("none", "x" * 5000, "x.y"):
+        with pytest.raises(CSVTransferError) as caught:
+            export_csv(items, "out.csv", table=name)
+        assert "mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "near"), [("nam", "name"), ("Twice price", "twice_price")])
+def test_the_nearest_column_is_offered_to_an_export(
+    items: Connection, tmp_path: Path, name: str, near: str
+) -> None:
+    items.execute(
+        "ALTER TABLE items ADD twice_price numeric GENERATED ALWAYS AS (2 * price) STORED"
+    )
+    items.commit()
+    told = 'the table items has no column "{}", only "id", .*"twice_price"; did you mean "{}"'
+    told = told.format(name, near)
+    with pytest.raises(CSVTransferError, match=rf"^{told}\?$"):
+        export_csv(items, tmp_path / "out.csv", table="items", columns=["id", name])
+    for column in (near, "ctid"):
+        assert export_csv(items, tmp_path / "out.csv", table="items", columns=["id", column]) == 1
 
 
 def test_create_without_the_schema(items: Connection, csv_file: WriteFile) -> None:
