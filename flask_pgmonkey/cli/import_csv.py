@@ -148,6 +148,14 @@ def report_import(result: ImportResult, table: str, dry_run: bool) -> None:
     if result.created is not None:
         columns = ", ".join(f"{name} {type_name}" for name, type_name in result.created.items())
         say_aside(f"Made the table {table}: {columns}.")
+    for sequence in result.sequences:
+        if sequence.last is not None:
+            say_aside(f"The sequence of {sequence.column} goes on behind {sequence.last}.")
+        else:
+            say_aside(
+                f"The sequence of {sequence.column} may be behind the file's values, and you may"
+                f" not set it; its owner may: {sequence.statement};"
+            )
     for rejection in result.rejections:
         say_aside(rejection)
     if result.rejected_file:

@@ -6,10 +6,12 @@ from .dialect import Dialect, check_character
 from .errors import CSVTransferError
 from .exporting import export_csv
 from .importing import ImportResult, import_csv
+from .sequences import AdvancedSequence
 from .settings import ImportSettings, read_import_settings, settings_path, write_import_settings
 from .streams import Progress, check_encoding
 
 __all__ = [
+    "AdvancedSequence",
     "CSVTransferError",
     "Dialect",
     "ImportResult",

@@ -16,6 +16,7 @@ from .dialect import Dialect
 from .inference import ColumnType, infer_types
 from .loading import Destination, RejectedFile, copy_records, copy_whole
 from .reading import CSVText
+from .sequences import AdvancedSequence, advance_sequences
 from .streams import Progress, open_source, without_compression
 from .tables import (
     TableName,
@@ -41,6 +42,8 @@ class ImportResult:
     header: bool
     created: Mapping[str, str] | None
     """The columns and types of the table that was made; None if there was one."""
+    sequences: Sequence[AdvancedSequence]
+    """Those that were behind the values of the file."""
     rejected: int
     rejections: Sequence[str]
     """Where the first few rejected records are, and what the server said of them."""
@@ -153,12 +156,16 @@ def import_csv(
                     rejected_file=rejected_file,
                     report=report,
                 )
+            sequences: Sequence[AdvancedSequence] = ()
+            if types is not None and not dry_run:
+                sequences = advance_sequences(connection, name, filter(None, chosen))
     return ImportResult(
         rows=loaded.rows,
         encoding=csv_text.encoding,
         dialect=dialect,
         header=header,
         created=created,
+        sequences=sequences,
         rejected=loaded.rejected,
         rejections=loaded.rejections,
         rejected_file=rejected_file.path

@@ -24,6 +24,7 @@ COMMAND = (
     "-c",
     "from flask_pgmonkey.cli import pgmonkey; pgmonkey(prog_name='flask pgmonkey')",
 )
+NUMBERED = b"ALTER TABLE items ALTER id SET NOT NULL, ALTER id ADD GENERATED ALWAYS AS IDENTITY"
 DEADLINE = 30
 """Seconds."""
 
@@ -441,3 +442,29 @@ def test_the_limits_of_requests_do_not_end_bulk_work(
         result = CliRunner().invoke(pgmonkey, words, input="1,new\n")
         assert result.exit_code == 0, result.output
     assert rows_of(connection) == [(0, "old"), (1, "new")]
+
+
+def test_a_sequence_that_went_on_is_told(run: Run, connection: Connection) -> None:
+    connection.execute(NUMBERED)
+    result = run("import-csv", "items", "-", input="id,name\n41,x\n")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.startswith("The sequence of id goes on behind 41.\n1 row into items ")
+
+
+def test_a_sequence_that_may_not_be_set_is_told_with_what_sets_it(
+    database: dict[str, Any], connection: Connection, tmp_path: Path
+) -> None:
+    connection.execute(NUMBERED)
+    connection.execute("CREATE ROLE csv_inserter; GRANT INSERT ON items TO csv_inserter")
+    config = write_config(tmp_path, database, sync_settings={"role": "csv_inserter"})
+    try:
+        words = ["import-csv", "items", "-", "--config", str(config)]
+        result = CliRunner().invoke(pgmonkey, words, input="id,name\n41,x\n")
+        assert result.exit_code == 0, result.output
+        told, statement, _ = result.stderr.replace(": ", "\n", 1).split("\n", 2)
+        assert told.startswith("The sequence of id may be behind the file's values")
+        connection.execute(statement.encode())
+        row = connection.execute("INSERT INTO items DEFAULT VALUES RETURNING id").fetchone()
+        assert row == (42,)
+    finally:
+        connection.execute("DROP OWNED BY csv_inserter; DROP ROLE csv_inserter")
