@@ -59,14 +59,12 @@ def located_error(
     table: str,
     types: Mapping[str, str],
     line: int | None,
-    type_advice: str,
 ) -> psycopg.Error | CSVTransferError:
     """The server's *error* with its place in *file*; itself if it does not lie in the file.
 
     :param table: the table's name without its schema.
     :param types: the type of each column.
     :param line: the line of the file, or None where it is the one that the server counted.
-    :param type_advice: what to try when a value does not fit its column.
     """
     sqlstate = error.sqlstate or ""
     if not sqlstate.startswith(ROW_ERRORS) and sqlstate != TOO_LARGE:
@@ -92,8 +90,6 @@ def located_error(
         message += f" ({shortened(error.diag.message_detail)})"
     if sqlstate == UNDECODABLE:
         message += "; name the file's encoding with --encoding"
-    elif sqlstate.startswith("22") and column and type_advice:
-        message += f"; {type_advice}"
     return CSVTransferError(message, file=file, line=line, column=column, value_class=found)
 
 

@@ -11,9 +11,10 @@ from typing import Any, BinaryIO, Literal
 import psycopg
 from psycopg import sql
 
+from .creating import create_table, settle_types
 from .detection import detect_dialect, detect_header
 from .dialect import Dialect
-from .inference import ColumnType, infer_types
+from .inference import TEXT, ColumnType, infer_types
 from .loading import Destination, RejectedFile, copy_records, copy_whole
 from .reading import CSVText
 from .sequences import AdvancedSequence, advance_sequences
@@ -24,7 +25,6 @@ from .tables import (
     column_types,
     columns_by_position,
     columns_of_header,
-    create_table,
     no_such_table,
 )
 
@@ -83,9 +83,10 @@ def import_csv(
     :param header: whether the first record names the columns, which are then found by name.
     :param columns: the table's columns in the order of the file's, whatever a header says.
     :param mapping: the table's column for some names of the header, None for one to leave out.
-    :param create: make the table if there is none, with types inferred from a sample.
+    :param create: make the table if there is none, with types that give every value back as it is
+        written.
     :param text: make all its columns text.
-    :param sample: how many records to infer the types from; they are held in memory.
+    :param sample: how many records to guess the types from; they are held in memory.
     :param keep_names: name its columns as the header does, not in lower case with ``_``.
     :param truncate: empty the table first.
     :param dry_run: do everything and roll it back; no file is written.
@@ -122,20 +123,19 @@ def import_csv(
                 )
             else:
                 chosen = columns_by_position(len(rows[0]), known, columns, opened.name)
-            created = None
-            type_advice = ""
+            candidates: dict[str, ColumnType] = {}
             if types is None:
-                body = rows[header:][:sample]
-                created = _inferred_types(chosen, () if text else body)
-                create_table(connection, name, created)
-                type_advice = (
-                    f"the types were inferred from the first {len(body)} rows: try --text, or"
-                    " a larger --sample"
-                )
+                candidates = _inferred_types(chosen, () if text else rows[header:][:sample])
+                create_table(connection, name, candidates)
             if truncate:
                 connection.execute(sql.SQL("TRUNCATE {}").format(name.identifier))
             destination = Destination(
-                connection, name, chosen, types or created or {}, dialect, opened.name, type_advice
+                connection,
+                name,
+                chosen,
+                types or dict.fromkeys(candidates, TEXT),
+                dialect,
+                opened.name,
             )
 
             def report(lines: int) -> None:
@@ -156,6 +156,7 @@ def import_csv(
                     rejected_file=rejected_file,
                     report=report,
                 )
+            created = settle_types(connection, name, candidates) if types is None else None
             sequences: Sequence[AdvancedSequence] = ()
             if types is not None and not dry_run:
                 sequences = advance_sequences(connection, name, filter(None, chosen))

@@ -9,7 +9,17 @@ from datetime import date, datetime
 from typing import Literal, NoReturn
 
 ColumnType = Literal[
-    "integer", "bigint", "numeric", "boolean", "date", "timestamptz", "uuid", "jsonb", "text"
+    "integer",
+    "bigint",
+    "numeric",
+    "boolean",
+    "date",
+    "timestamp",
+    "timestamptz",
+    "uuid",
+    "jsonb",
+    "json",
+    "text",
 ]
 TEXT: Literal["text"] = "text"
 
@@ -18,7 +28,7 @@ _INTEGER = re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII)  # A leading zero means a c
 _NUMERIC = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _TIMESTAMP = re.compile(
-    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:?\d{0,2})(?:\.\d{1,6})?(?: ?(?:Z|[+-]\d\d(?::?\d\d)?))?",
+    r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:?\d{0,2})(?:\.\d{1,6})?( ?(?:Z|[+-]\d\d(?::?\d\d)?))?",
     re.ASCII,
 )
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -27,14 +37,20 @@ _WIDENINGS: dict[frozenset[ColumnType], ColumnType] = {
     frozenset({"integer", "bigint"}): "bigint",
     frozenset({"integer", "numeric"}): "numeric",
     frozenset({"bigint", "numeric"}): "numeric",
-    frozenset({"date", "timestamptz"}): "timestamptz",
 }
+WIDER: dict[ColumnType, ColumnType] = {
+    "integer": "bigint",
+    "bigint": "numeric",
+    "jsonb": "json",
+}
+"""What else may give back the text of values, where a type does not."""
 
 
 def infer_types(rows: Iterable[Sequence[str | None]], width: int) -> list[ColumnType]:
     """The narrowest type of each of *width* columns that holds all values of *rows*.
 
-    It is text where there are only NULLs.
+    It is text where there are only NULLs. Whether the type gives every value back as the same text
+    is for the server to say.
     """
     types: list[ColumnType | None] = [None] * width
     for row in rows:
@@ -56,7 +72,9 @@ def value_class(value: str) -> ColumnType:
     if _DATE.fullmatch(value):
         return "date" if _is_date(value) else TEXT
     if match := _TIMESTAMP.fullmatch(value):
-        return "timestamptz" if _is_date(match[1]) else TEXT
+        if not _is_date(match[1]):
+            return TEXT
+        return "timestamptz" if match[2] else "timestamp"
     if _UUID.fullmatch(value):
         return "uuid"
     if value[:1] in ("{", "[") and _is_json(value):

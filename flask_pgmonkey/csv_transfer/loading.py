@@ -36,8 +36,6 @@ class Destination:
     types: Mapping[str, str]
     dialect: Dialect
     file: str
-    type_advice: str
-    """What to try when a value does not fit its column."""
 
     def copy_statement(self, *, header: bool) -> sql.Composed:
         return sql.SQL(
@@ -63,7 +61,6 @@ class Destination:
             table=self.table.table,
             types=self.types,
             line=line,
-            type_advice=self.type_advice,
         )
 
 

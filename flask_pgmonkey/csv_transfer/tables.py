@@ -14,7 +14,6 @@ from psycopg.rows import tuple_row
 
 from .dialect import MOST_VALUES
 from .errors import CSVTransferError, shortened
-from .inference import ColumnType
 
 MOST_COLUMNS = 1600
 """As many as PostgreSQL's tables may have."""
@@ -264,25 +263,6 @@ def check_width(width: int, file: str) -> None:
         file=file,
         line=1,
     )
-
-
-def create_table(
-    connection: psycopg.Connection[Any], table: TableName, types: Mapping[str, ColumnType]
-) -> None:
-    """Create *table* with a column of each name and type.
-
-    :raises CSVTransferError: if its schema does not exist.
-    """
-    columns = sql.SQL(", ").join(
-        sql.SQL("{} {}").format(sql.Identifier(name), sql.SQL(type_name))
-        for name, type_name in types.items()
-    )
-    try:
-        connection.execute(sql.SQL("CREATE TABLE {} ({})").format(table.identifier, columns))
-    except psycopg.errors.InvalidSchemaName as error:
-        raise CSVTransferError(
-            f"{error.diag.message_primary}; --create makes a table, not its schema"
-        ) from error
 
 
 def _listed(names: Sequence[str]) -> str:
