@@ -475,6 +475,8 @@ class PGMonkey(BoundDatabase[Row]):
             postgres_folder=os.path.join(app.instance_path, "postgres"),
         )
         app.extensions["pgmonkey"] = self
+        # The first, so that whatever the app itself calls db is what `flask shell` has.
+        app.shell_context_processors.insert(0, lambda: {"db": self})
         app.teardown_appcontext(release_what_the_context_holds)
         # Flask calls the last one first: whichever was registered before may still query.
         app.teardown_appcontext_funcs.insert(0, app.teardown_appcontext_funcs.pop())

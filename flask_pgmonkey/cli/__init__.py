@@ -14,7 +14,7 @@ import psycopg
 
 from ..errors import ConfigError, PGMonkeyError
 from ..printable import one_line
-from .errors import WorkFailed, WrongUsage, without_uris
+from .errors import WorkFailed, WrongUsage, refusal, without_uris
 
 COMMANDS = {
     "test": "try_connections",
@@ -59,7 +59,9 @@ class CommandGroup(click.Group):
             raise WrongUsage(f"{message} (see {path} --help)") from error
         except ConfigError as error:
             raise WrongUsage(one_line(error)) from error
-        except (PGMonkeyError, psycopg.Error) as error:
+        except psycopg.Error as error:
+            raise refusal(error) from error
+        except PGMonkeyError as error:
             raise WorkFailed(one_line(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # The reader of our stdout left; click ends quietly.

@@ -10,13 +10,14 @@ import click
 
 from ..config.libpq import ENVIRONMENT_VARIABLES, is_elsewhere, parse_uri
 from ..config.template import template, template_from_environment, template_from_uri
-from ..files import new_file
 from .errors import WorkFailed, WrongUsage, file_errors_in_words
-from .terminal import say_aside
+from .targets import complete_files
+from .terminal import say, say_aside
+from .writing import write_new_file
 
 
 @click.command("create-config")
-@click.argument("filename", metavar="PATH")
+@click.argument("filename", metavar="PATH", shell_complete=complete_files)
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @click.option("--from-env", is_flag=True, help="Refer to the PG* variables that are set now.")
 @click.option("--uri", metavar="URI", help="Take the settings from a postgresql:// URI.")
@@ -24,12 +25,13 @@ from .terminal import say_aside
 def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -> None:
     """Write a commented config file that only its owner may read.
 
-    A password in the URI does not go into the file, which refers to an environment variable
-    instead.
+    As PATH, - prints it instead. A password in the URI does not go into the file, which refers to
+    an environment variable instead.
 
     \b
       flask pgmonkey create-config db.yaml
       flask pgmonkey create-config db.yaml --from-env
+      flask pgmonkey create-config -
       flask pgmonkey create-config db.yaml --uri postgresql://app@db.example/shop
     """
     if from_env and uri is not None:
@@ -37,8 +39,8 @@ def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -
     if "://" in filename:
         raise WrongUsage("PATH is the file to write; a URI goes with --uri.")
     path = Path(filename)
-    if path.is_dir():
-        raise WorkFailed(f"{path} is a folder: name the file to write in it.")
+    if path.is_dir() or filename.endswith(("/", os.sep)):
+        raise WorkFailed(f"{filename} is a folder: name the file to write in it.")
     variables: list[str] = []
     options: Mapping[str, str] = {}
     if uri is not None:
@@ -52,12 +54,11 @@ def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -
         }
     else:
         content = template()
-    try:
-        with new_file(path, mode=0o600, replace=force) as file:
-            file.write(content.encode())
-    except FileExistsError as error:
-        raise WorkFailed(f"{path} exists already; --force replaces it.") from error
-    say_aside(f"Wrote {path}.")
+    if filename == "-":
+        for line in content.splitlines():
+            say(line)
+    else:
+        write_new_file(path, content, mode=0o600, force=force)
     for variable in variables:
         say_aside(f"Its secret is not in the file: put it into the variable {variable}.")
     if trusts_the_network(options):

@@ -1,4 +1,4 @@
-"""The errors of the commands, each one line on stderr."""
+"""The errors of the commands, each one line on stderr, with what is wrong in a statement below."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import psycopg
 
 from ..printable import one_line
 
@@ -25,10 +26,36 @@ class WrongUsage(click.ClickException):
 class WorkFailed(click.ClickException):
     """Work that was asked for properly and failed: one line on stderr, exit code 1."""
 
+    exit_code = 1
+
     def format_message(self) -> str:
         return one_line(self.message)
 
-    exit_code = 1
+
+class StatementRefused(WorkFailed):
+    """What the server does not understand in a statement: its words, and below them the place."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        self.words = error.diag.message_primary or ""  # with line breaks, where a name has some
+        super().__init__(str(error))
+
+    def format_message(self) -> str:
+        place = self.message.removeprefix(self.words).strip("\n").splitlines()
+        # In a line of the statement one column for each that is none, as libpq counts for its ^.
+        shown = ("".join(c if c.isprintable() else "?" for c in line) for line in place)
+        return "\n".join([one_line(self.words), *(f"  {line}" for line in shown)])
+
+
+def refusal(error: psycopg.Error) -> WorkFailed:
+    """What a command shows of *error*."""
+    if error.diag.statement_position or error.diag.internal_position:
+        return StatementRefused(error)
+    return WorkFailed(in_one_line(error))
+
+
+def in_one_line(error: psycopg.Error) -> str:
+    """The words of *error*, of which libpq sets the second sentence on a line of its own."""
+    return one_line(str(error).replace("\n\t", ". ") or error)
 
 
 def without_uris(text: str) -> str:
@@ -59,4 +86,6 @@ def file_errors_in_words() -> Iterator[None]:
         elif error.errno == errno.ENOENT:
             folder = Path(error.filename).parent
             problem = "no such file" if folder.exists() else f"there is no folder {folder}"
+        elif error.errno == errno.ENOTDIR:
+            problem = f"{Path(error.filename).parent} is no folder"
         raise WorkFailed(f"{error.filename}: {problem}") from error

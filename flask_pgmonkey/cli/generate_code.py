@@ -10,10 +10,9 @@ import click
 from ..codegen import LIBRARIES, generate_program
 from ..config import CONNECTION_TYPES, check_config
 from ..config.libpq import URI_SCHEMES
-from ..files import new_file
-from .errors import WorkFailed, WrongUsage, file_errors_in_words
+from .errors import WrongUsage, file_errors_in_words
 from .targets import Target, database_options
-from .terminal import say_aside
+from .writing import write_new_file
 
 
 @click.command("generate-code")
@@ -34,14 +33,14 @@ from .terminal import say_aside
 )
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, allow_dash=True),
     metavar="FILE",
     help="Write the program to this file instead of printing it.",
 )
 @click.option("--force", is_flag=True, help="Let --output replace an existing file.")
 @file_errors_in_words()
 def generate_code(
-    target: Target, connection_type: str | None, library: str, output: Path | None, force: bool
+    target: Target, connection_type: str | None, library: str, output: str | None, force: bool
 ) -> None:
     """Print a complete program that queries the database.
 
@@ -60,15 +59,10 @@ def generate_code(
         resolve_env=target.resolve_env,
         allow_sensitive_defaults=target.allow_sensitive_defaults,
     )
-    if output is None:
+    if output in (None, "-"):
         click.echo(program, nl=False)
-        return
-    try:
-        with new_file(output, replace=force) as stream:
-            stream.write(program.encode())
-    except FileExistsError as error:
-        raise WorkFailed(f"{output} exists already; --force replaces it.") from error
-    say_aside(f"Wrote {output}.")
+    else:
+        write_new_file(Path(output), program, force=force)
 
 
 def file_of(target: Target) -> str:

@@ -14,7 +14,21 @@ from .programs import run_program
 from .targets import Target, database_options
 
 
-@click.command()
+class WithPsqlsOwnOptions(click.Command):
+    """Says where the options of psql go, which are asked for as often as ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(
+                f"{error.option_name} is none of this command's options; psql's own go after --,"
+                f" as in: {ctx.command_path} -- {error.option_name} …",
+                ctx,
+            ) from error
+
+
+@click.command(cls=WithPsqlsOwnOptions)
 @database_options
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- ARGS]")
 def psql(target: Target, arguments: tuple[str, ...]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import psycopg
+from click.shell_completion import CompletionItem
 from flask.cli import NoAppException, ScriptInfo
 
 from ..config import Config, ConfigSource, read_config
@@ -80,6 +82,26 @@ class Target:
             connection.commit()
 
 
+def complete_binds(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The app's binds that begin so, for the shell."""
+    try:
+        # What the app prints is no bind.
+        with ctx.scope(cleanup=False), redirect_stdout(sys.stderr):
+            names = [target.name for target in find_targets(None, None)]
+    except Exception:
+        return []  # An app that does not load says why when a command runs.
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_files(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """That it is a file, which the shell knows how to complete."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 def find_options(command: F) -> F:
     """Add the options that say which databases: the keyword arguments of :func:`find_targets`."""
     for option in (
@@ -93,11 +115,17 @@ def find_options(command: F) -> F:
             is_flag=True,
             help="Resolve ${VAR}, from_env and from_file in the file of --config.",
         ),
-        click.option("--bind", metavar="NAME", help="The database of the app with this name."),
+        click.option(
+            "--bind",
+            metavar="NAME",
+            shell_complete=complete_binds,
+            help="The database of the app with this name.",
+        ),
         click.option(
             "--config",
             "config_path",
             metavar="PATH",
+            shell_complete=complete_files,
             help="Use this YAML file, or postgresql:// URI; no app is needed.",
         ),
     ):

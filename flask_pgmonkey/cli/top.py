@@ -21,6 +21,7 @@ from ..activity import Activity, Session, read_activity
 from ..connections.query_timeout import block_with_timeout
 from ..errors import QueryTimeoutError, ServerSilentError
 from ..printable import one_line, printable
+from .errors import in_one_line
 from .seconds import Seconds
 from .targets import Target, database_options
 from .terminal import stdout_console
@@ -106,7 +107,7 @@ def watch(target: Target, interval: float, show: Callable[[Activity, str | None]
 def trouble_of(error: psycopg.Error) -> str:
     if isinstance(error, (QueryTimeoutError, ServerSilentError)):
         return f"the server has not answered within {_LONGEST_ANSWER:.0f} seconds"
-    return one_line(error)
+    return in_one_line(error)
 
 
 # For people

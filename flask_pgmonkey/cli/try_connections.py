@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from queue import Empty, SimpleQueue
 from threading import Thread
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 from typing import Any, NoReturn, TypeAlias
 
 import click
@@ -21,19 +22,23 @@ from psycopg.rows import tuple_row
 
 from ..config import CONNECTION_TYPES, Config
 from ..config.libpq import is_elsewhere
-from ..connections.connect_errors import notes_of
+from ..connections import NormalConnection
+from ..connections.connect_errors import can_pass, notes_of
 from ..connections.server_connection import ServerConnection
 from ..connections.server_connection_async import AsyncServerConnection
 from ..embedded import leave_all
 from ..errors import ConfigError
 from ..manager import PGConnectionManager
 from ..printable import one_line
+from .errors import in_one_line
 from .seconds import Seconds
 from .targets import Target, find_options, find_targets
 from .terminal import print_table, say, say_aside
 
 DIRECT = "direct"
 TYPES = (*CONNECTION_TYPES, DIRECT)
+PAUSE = 0.5
+"""Seconds between two looks whether a server is up."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,14 @@ class Row:
     show_default=True,
     help="Seconds for everything; what is not done by then has failed.",
 )
+@click.option(
+    "--wait",
+    type=Seconds(),
+    help="Before that, seconds in which a server may come up, as beside a container.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def try_connections(
-    connection_type: str | None, timeout: float, as_json: bool, **options: Any
+    connection_type: str | None, timeout: float, wait: float | None, as_json: bool, **options: Any
 ) -> None:
     """Connect and query with every connection type of every database.
 
@@ -102,9 +112,12 @@ def try_connections(
       flask --app shop pgmonkey test
       flask --app shop pgmonkey test --bind reports --type pool
       flask pgmonkey test --config db.yaml --json
+      flask --app shop pgmonkey test --wait 60 && exec gunicorn shop:app
     """
-    deadline = monotonic() + timeout
+    start = monotonic()
     targets = find_targets(**options)
+    waiting = wait_for_servers(targets, start + wait) if wait is not None else []
+    deadline = (start if wait is None else monotonic()) + timeout
     types = CONNECTION_TYPES if connection_type is None else (connection_type,)
     unfinished = f"not finished within the {timeout:g} s of --timeout"
     rows = {
@@ -144,9 +157,40 @@ def try_connections(
     exit_code = 2 if unusable else int(not all(row.passed for row in rows.values()))
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))
-    if any(thread.is_alive() for thread in threads):
+    if any(thread.is_alive() for thread in (*waiting, *threads)):
         leave_threads_behind(exit_code)
     click.get_current_context().exit(exit_code)
+
+
+def wait_for_servers(targets: Sequence[Target], until: float) -> list[Thread]:
+    """Wait for the servers of *targets*, at most *until*, by ``time.monotonic``.
+
+    Gives the threads that wait, which a server that never answers may hold up.
+    """
+    threads = [
+        Thread(target=wait_for_server, args=(target, until), daemon=True) for target in targets
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - monotonic()))
+    return threads
+
+
+def wait_for_server(target: Target, until: float) -> None:
+    """Wait until a connection comes about, or fails by what no waiting mends."""
+    is_told = False
+    while True:
+        try:
+            ServerConnection.open(NormalConnection(target.config), None, None).close()
+            return
+        except Exception as error:  # What it is, the rows say.
+            if not can_pass(error) or monotonic() + PAUSE > until:
+                return
+            if not is_told:
+                is_told = True
+                say_aside(f"Waiting for the server of {target.name}: {words_of(error)}")
+        sleep(PAUSE)
 
 
 def leave_threads_behind(exit_code: int) -> NoReturn:
@@ -236,11 +280,11 @@ def probe_type(target: Target, config: Config, type_: str) -> Row:
 
 def words_of(error: Exception) -> str:
     """The text of *error* and its notes, and the server's words where those are its cause."""
-    words = " ".join([one_line(error), *notes_of(error)])
+    if not isinstance(error, psycopg.Error):
+        return " ".join([one_line(error), *notes_of(error)])
+    words = " ".join([in_one_line(error), *notes_of(error)])
     cause = error.__cause__
-    if isinstance(error, psycopg.Error) and isinstance(cause, psycopg.Error):
-        return f"{words} ({one_line(cause)})"
-    return words
+    return f"{words} ({in_one_line(cause)})" if isinstance(cause, psycopg.Error) else words
 
 
 def probe_sync(manager: PGConnectionManager, config: Config, row: Row) -> Row:
@@ -374,19 +418,39 @@ def print_rows(rows: Sequence[Row], as_json: bool) -> None:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     print_table(HEADERS, map(cells, rows))
+    concerned: dict[str, list[Row]] = {}
     for row in rows:
-        if row.error is not None:
-            say(f"{row.bind} {row.type}: {row.error}")
-            continue
-        if row.unsafe is not None:
-            say(
-                f"{row.bind} {row.type}: warning: the password went to {row.unsafe} without TLS."
-                " Set sslmode: verify-full, and require_auth: scram-sha-256"
-            )
-        if row.login_expires is not None:
-            say(f"{row.bind} {row.type}: the login ends at {row.login_expires}")
+        for remark in remarks_on(row):
+            concerned.setdefault(remark, []).append(row)
+    for remark, those in concerned.items():
+        say(f"{named(those, rows)}: {remark}")
     for words in dict.fromkeys(line for row in rows for line in lines_on_types(row)):
         say(words)
+
+
+def remarks_on(row: Row) -> Iterator[str]:
+    if row.error is not None:
+        yield row.error
+        return
+    if row.unsafe is not None:
+        yield (
+            f"warning: the password went to {row.unsafe} without TLS."
+            " Set sslmode: verify-full, and require_auth: scram-sha-256"
+        )
+    if row.login_expires is not None:
+        yield f"the login ends at {row.login_expires}"
+
+
+def named(those: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Which of *rows* are *those*: binds, with types where it is not all of the bind's."""
+    types: dict[str, list[str]] = {}
+    for row in those:
+        types.setdefault(row.bind, []).append(row.type)
+    numbers = Counter(row.bind for row in rows)
+    return "; ".join(
+        bind if len(some) == numbers[bind] > 1 else f"{bind} {', '.join(some)}"
+        for bind, some in types.items()
+    )
 
 
 def lines_on_types(row: Row) -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ..errors import EnvInterpolationError
 from .interpolation import KeyPath, dotted
 from .libpq import COMPILED_DEFAULTS, ENVIRONMENT_VARIABLES, effective_options
 from .redaction import REDACTED, redacted_value
@@ -18,10 +19,10 @@ class ShownValue(NamedTuple):
 
     :param key: the dotted key.
     :param value: the value in use, redacted if it is a secret.
-    :param origin: ``file``, ``mapping``, ``URI``, ``environment NAME``, ``file PATH``,
-        ``command``, ``callable``, ``app``, ``service NAME``, ``default`` (ours),
+    :param origin: ``file``, ``mapping``, ``URI``, ``embedded``, ``environment NAME``,
+        ``file PATH``, ``command``, ``callable``, ``app``, ``service NAME``, ``default`` (ours),
         ``libpq default``, or ``libpq, with service NAME`` where libpq does not tell which of the
-        two it was.
+        two it was; ``unresolved: WHY`` for a reference of ``direct_settings`` as it is written.
     """
 
     key: str
@@ -83,15 +84,27 @@ def _connection_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
 
 
 def _direct_values(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
-    """What ``direct_settings`` say; for all else ``connection_settings`` hold."""
+    """What ``direct_settings`` say; for all else ``connection_settings`` hold.
+
+    The owner's password need not be where the app is, so what cannot be resolved is no error.
+    """
     section = "direct_settings"
-    if section in config.unresolved.logins:
-        yield (section, "password"), REDACTED, config.unresolved.logins[section].kind
-    settings = config.unresolved.settings(section)
-    in_uri = uri_options(settings["uri"]) if "uri" in settings else {}
-    for name, setting in settings.items():
-        yield (section, name), setting.value, _origin(config, (section, name))
-    for name in sorted(in_uri.keys() - settings.keys()):
+    unresolved = config.unresolved
+    if section in unresolved.logins:
+        yield (section, "password"), REDACTED, unresolved.logins[section].kind
+    in_uri: dict[str, str] = {}
+    for name, value in unresolved.sections[section].items():
+        path = (section, name)
+        try:
+            setting = unresolved.setting(section, name)
+        except EnvInterpolationError as error:
+            why = str(error).removeprefix(f"{config.origin}: {dotted(path)}: ").rstrip(".")
+            yield path, value, f"unresolved: {why}"
+            continue
+        yield path, setting.value, _origin(config, path)
+        if name == "uri":
+            in_uri = uri_options(setting)
+    for name in sorted(in_uri.keys() - unresolved.sections[section].keys()):
         yield (section, name), in_uri[name], "URI"
 
 
@@ -120,7 +133,7 @@ def _server_values(config: Config, section: str) -> Iterator[tuple[KeyPath, Any,
 
 def _types(config: Config) -> Iterator[tuple[KeyPath, Any, str]]:
     if config.types:
-        yield ("types",), ", ".join(map(str, config.types)), config.unresolved.kind
+        yield ("types",), ", ".join(map(str, config.types)), _kind(config)
 
 
 def _origin(config: Config, path: KeyPath) -> str:
@@ -134,4 +147,8 @@ def _origin(config: Config, path: KeyPath) -> str:
         variables = sorted(unresolved.references.variables(value, path) & os.environ.keys())
         if variables:
             return f"environment {', '.join(variables)}"
-    return unresolved.kind
+    return _kind(config)
+
+
+def _kind(config: Config) -> str:
+    return "embedded" if config.find_server is not None else config.unresolved.kind

@@ -95,6 +95,10 @@ class UnresolvedConfig:
             for name, value in self.sections[section].items()
         }
 
+    def setting(self, section: str, name: str) -> Setting:
+        """That one of :meth:`settings`."""
+        return self._setting((section, name), self.sections[section][name])
+
     def connection_type_setting(self) -> Setting:
         """The connection type, resolved and ready to be checked."""
         return self._setting(("connection_type",), self.connection_type)

@@ -269,7 +269,11 @@ def _warn_about_permissions(file: Path, mode: int, holds_secret: bool) -> None:
 
 def warn_if_readable(file: Path) -> None:
     """Warn if others than its owner may read the file of a ``from_file`` reference."""
-    if os.name == "posix" and file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return  # The owner's, of direct_settings, need not be here; who reads it hears of it.
+    if os.name == "posix" and mode & (stat.S_IRGRP | stat.S_IROTH):
         logger.warning(
             "Others may read the secret file %s; run: %s", file, _shell("chmod go-r", file)
         )

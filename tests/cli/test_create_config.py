@@ -84,6 +84,36 @@ def test_an_existing_file_stays_without_force(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_dash_prints_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    create("db.yaml")
+    printed = create("-")
+    with_uri = create("-", "--uri", "postgresql://app:hunter2@localhost/shop")
+    assert (printed.exit_code, printed.stderr) == (0, "")
+    assert printed.stdout == Path("db.yaml").read_text()
+    assert "  password: {from_env: PGPASSWORD}\n" in with_uri.stdout
+    assert "PGPASSWORD" in with_uri.stderr
+    assert "Wrote" not in with_uri.stderr
+    assert os.listdir() == ["db.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("none/", "none/ is a folder: name the file to write in it."),
+        ("file/db.yaml", "file/db.yaml: file is no folder"),
+    ],
+)
+def test_a_folder_that_is_none_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    result = create(path)
+    assert (result.exit_code, result.stderr) == (1, f"Error: {words}\n")
+    assert os.listdir() == ["file"]
+
+
 def test_a_link_that_leads_nowhere_is_not_followed(path: Path) -> None:
     path.symlink_to(path.with_name("elsewhere"))
     assert create(path).exit_code == 1

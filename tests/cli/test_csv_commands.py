@@ -269,7 +269,6 @@ def test_a_dry_run_keeps_the_rejected_rows_of_an_earlier_run(run: Run, tmp_path:
         (["export-csv", ""], "'' is not the name of a table"),
         (["import-csv", "none", "/dev/stdin"], "the file is empty"),
         (["export-csv", "none"], 'there is no table "none"'),
-        (["export-csv", "--query", "SELECT nope"], 'column "nope" does not exist'),
         (["export-csv", "items", "/none/x.csv"], "/none/x.csv: there is no folder /none\n"),
         (["export-csv", "items", "/tmp"], "Error: /tmp: is a folder\n"),
     ],

@@ -93,6 +93,14 @@ def test_output_goes_to_a_new_file_only(run: Run, config: Path, tmp_path: Path) 
     assert "PGMonkey" in program.read_text()
 
 
+def test_a_dash_as_output_prints_it(run: Run, config: Path, tmp_path: Path) -> None:
+    printed = run("generate-code", "--config", config)
+    as_output = run("generate-code", "--config", config, "--output", "-")
+
+    assert (as_output.stdout, as_output.stderr) == (printed.stdout, "")
+    assert os.listdir(tmp_path) == [config.name]
+
+
 def test_a_folder_that_is_missing_is_one_line(run: Run, config: Path) -> None:
     shown = run("generate-code", "--config", config, "--output", "no/program.py")
 

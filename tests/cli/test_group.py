@@ -143,6 +143,71 @@ def test_an_app_without_a_config_is_one_line_and_exit_code_2(
     assert shown.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["inspect", "export-csv"])
+def test_what_the_server_points_at_in_a_statement_stays_below_it(
+    run: Run, config_file: Path, command: str
+) -> None:
+    query = "SELECT 1 AS n,\n\t'\x1b 日本' frm x"
+
+    shown = run(command, "--config", config_file, "--query", query)
+
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    words, line, caret = shown.stderr.splitlines()
+    assert words == 'Error: syntax error at or near "x"'
+    assert line == "  LINE 2:  '? 日本' frm x"
+    width = sum(1 + (character in "日本") for character in line)  # on a terminal
+    assert caret == " " * (width - 1) + "^"
+
+
+def test_a_hint_of_the_servers_is_kept(run: Run, config_file: Path) -> None:
+    shown = run("inspect", "--config", config_file, "--query", "SELECT upper(1, 2)")
+
+    assert shown.stderr.splitlines()[-1].startswith("  HINT:  No function matches the given name")
+
+
+COMPLETE = """
+import sys
+from click.shell_completion import BashComplete
+from flask.cli import cli
+
+complete = BashComplete(cli, {}, "flask", "_FLASK_COMPLETE")
+for line in sys.stdin:
+    *words, incomplete = line.removesuffix("\\n").split(" ")
+    print(*[item.value or item.type for item in complete.get_completions(words, incomplete)])
+"""
+
+
+def test_the_shell_completes_commands_binds_types_and_files(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        "print('loaded')\n"
+        "app = Flask(__name__)\n"
+        "app.config['PGMONKEY_BINDS'] = {'reports': 'embedded', 'archive': 'embedded'}\n"
+        "db = PGMonkey(app, config='embedded')\n"
+    )
+    expected = {
+        "pgmonkey show": "show-config",
+        "--app app pgmonkey test --bind ": "default reports archive",
+        "--app app pgmonkey psql --bind re": "reports",
+        "--app none pgmonkey psql --bind re": "",
+        "pgmonkey test --type as": "async async_pool",
+        "pgmonkey url --config ": "file",
+        "pgmonkey create-config ": "file",
+    }
+
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", COMPLETE],
+        cwd=tmp_path,
+        input="\n".join(expected),
+        capture_output=True,
+        text=True,
+    )
+
+    assert process.stderr == "loaded\n"
+    assert dict(zip(expected, process.stdout.splitlines(), strict=True)) == expected
+
+
 def test_a_server_that_refuses_is_one_line_and_exit_code_1(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "refused.yaml"
     config.write_text("connection_settings: {host: 127.0.0.1, port: 1}")

@@ -12,7 +12,7 @@ import yaml
 from flask_pgmonkey.embedded import find_binaries
 
 from ..servers import PrivateServer
-from .conftest import RunFlask
+from .conftest import Run, RunFlask
 
 SHOW_PSQLS_COMMAND_LINE = r"\! ps -o args= -p $PPID"
 
@@ -45,6 +45,16 @@ def test_psql_connects_with_the_password_and_passes_arguments_on(
     )
 
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, "a,b\napp,app\n", "")
+
+
+@pytest.mark.parametrize("option", ["-c", "-Atc", "--csv"])
+def test_an_option_of_psqls_before_the_dashes_is_told_where_it_goes(run: Run, option: str) -> None:
+    shown = run("psql", "--config", "db.yaml", option, "SELECT 1")
+
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    name = option[:2] if option == "-Atc" else option
+    assert f"psql's own go after --, as in: flask pgmonkey psql -- {name} …" in shown.stderr
+    assert shown.stderr.count("\n") == 1
 
 
 def test_no_secret_is_in_psqls_command_line(

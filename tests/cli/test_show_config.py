@@ -12,6 +12,8 @@ from flask import Flask
 from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.cli import pgmonkey
 
+from .conftest import RunFlask
+
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +169,46 @@ def test_a_config_error_is_one_line_and_exit_code_2(path: Path) -> None:
         f"Error: file {path}: connection_settings.passwrod is not a known key; "
         "did you mean password?\n"
     )
+
+
+def test_what_cannot_be_resolved_for_the_owner_is_shown_with_why(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OWNER", "owner")
+    path.write_text(
+        """
+        connection_settings: {host: db}
+        direct_settings:
+          user: ${OWNER}
+          password: {from_env: OWNER_PASSWORD}
+          host: ${OWNER_HOST}
+          sslrootcert: {from_file: none.crt}
+        """
+    )
+    path.chmod(0o600)
+    result = show("--config", path, "--resolve-env", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    shown = origins_of(result)
+    assert shown["direct_settings.user"] == ("owner", "environment OWNER")
+    assert shown["direct_settings.host"] == (
+        "${OWNER_HOST}",
+        "unresolved: the environment variable OWNER_HOST is not set",
+    )
+    assert shown["direct_settings.password"] == (
+        "***REDACTED***",
+        "unresolved: the environment variable OWNER_PASSWORD is not set",
+    )
+    assert "none.crt" in shown["direct_settings.sslrootcert"][1]
+
+
+def test_values_of_the_embedded_server_are_said_to_be(
+    run_flask: RunFlask, embedded_app: Path
+) -> None:
+    shown = json.loads(run_flask("pgmonkey", "show-config", "--json").stdout)
+    assert {"embedded"} == {
+        value["origin"] for value in shown if value["key"] == "connection_settings.dbname"
+    }
+    assert "mapping" not in {value["origin"] for value in shown}
 
 
 def test_a_bind_of_an_app_is_shown() -> None:

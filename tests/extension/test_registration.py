@@ -42,6 +42,19 @@ def test_the_constructor_registers_an_app(database: dict[str, Any]) -> None:
     assert answer(app, db) == database["dbname"]
 
 
+def test_the_shell_has_db_unless_the_app_says_what_that_is(database: dict[str, Any]) -> None:
+    ours, before, after = Flask("ours"), Flask("before"), Flask("after")
+    config = {"connection_settings": database}
+    before.shell_context_processor(lambda: {"db": "the app's"})
+    of_apps = [PGMonkey(app, config=config) for app in (ours, before, after)]
+    after.shell_context_processor(lambda: {"db": "the app's"})
+    with ours.app_context():
+        assert ours.make_shell_context()["db"] is of_apps[0]
+    for app in (before, after):
+        with app.app_context():
+            assert app.make_shell_context()["db"] == "the app's"
+
+
 def test_one_object_serves_the_apps_of_a_factory_each_with_its_own_database(
     server: Server,
 ) -> None:
