@@ -344,12 +344,18 @@ def pending(db: BoundDatabase[Any]) -> list[str]:
 def upgrade(db: BoundDatabase[Any]) -> list[str]:
     """Apply what is pending, as ``flask pgmonkey migrate`` does, and give the names of the files.
 
-    For tests and start-up, in an app context.
+    For tests and start-up, in an app context, whose connection goes back. The types that the app
+    names are looked for again where something was applied.
 
     :param db: the app's :class:`~flask_pgmonkey.PGMonkey`, or ``db.bind(name)``.
     :raises MigrationError: with the server's words, the file and the line.
+    :raises psycopg.ProgrammingError: within a transaction, to which migrations do not belong.
     """
-    return migrations_of(db).up()
+    db.release()
+    applied = migrations_of(db).up()
+    if applied:
+        db.refresh_types()
+    return applied
 
 
 def migrations_of(db: BoundDatabase[Any]) -> Migrations:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -616,6 +617,35 @@ def test_an_app_can_look_and_upgrade_at_its_start(app: Flask, folder: Path) -> N
         assert migrations.upgrade(db) == [FIRST[0], SECOND[0]]
         assert migrations.pending(db) == migrations.upgrade(db) == []
         assert db.fetch_value("SELECT title FROM books") == "Emma"
+        db.clear_cache()
+
+
+def test_types_that_an_upgrade_makes_are_known_at_once(app: Flask, folder: Path) -> None:
+    class Mood(Enum):
+        GLAD = "glad"
+
+    db = PGMonkey(app, types={"mood": Mood})
+    write(folder, ("1_mood.sql", "CREATE TYPE mood AS ENUM ('glad');", "DROP TYPE mood;"))
+    with app.app_context():
+        assert db.fetch_value("SELECT 1") == 1  # on a connection that knows no mood
+        assert migrations.upgrade(db) == ["1_mood.sql"]
+        assert db.fetch_one("SELECT 'glad'::mood, %s = 'glad'::mood", [Mood.GLAD]) == (
+            Mood.GLAD,
+            True,
+        )
+        db.clear_cache()
+
+
+def test_an_upgrade_within_a_transaction_is_refused_before_it_begins(
+    app: Flask, folder: Path
+) -> None:
+    db = PGMonkey(app)
+    write(folder, FIRST)
+    with app.app_context():
+        with db.transaction():
+            with pytest.raises(psycopg.ProgrammingError, match="transaction"):
+                migrations.upgrade(db)
+        assert migrations.pending(db) == [FIRST[0]]
         db.clear_cache()
 
 
