@@ -1,17 +1,20 @@
 """An orders desk for a small shop, to show what an app with flask_pgmonkey looks like.
 
-Read on in ``database.py`` (the one line that connects), ``views.py`` (queries),
-``orders.py`` (a transaction) and ``errors.py`` (what to say when the database is down).
+Read on in ``database.py`` (the one line that connects), ``rows.py`` (what rows become),
+``views.py`` (queries), ``orders.py`` (transactions), ``errors.py`` (what to say when the database
+is down) and ``tests/`` (each test on a database of its own).
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from flask import Flask
+from markupsafe import Markup
 
 from flask_pgmonkey.health import health_blueprint
 
@@ -45,9 +48,16 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(health_blueprint(), url_prefix="/health")
     app.cli.add_command(init_db_command)
     app.add_template_filter(money)
+    app.add_template_filter(moment)
     return app
 
 
 def money(amount: Decimal) -> str:
     """``1234.5`` as ``€1,234.50``."""
     return f"€{amount:,.2f}"
+
+
+def moment(time: datetime) -> Markup:
+    """A time with its zone, which is that of the database's session: ``25 Nov 2026, 14:05 UTC``."""
+    text = time.strftime("%d %b %Y, %H:%M %Z")
+    return Markup('<time datetime="{}">{}</time>').format(time.isoformat(timespec="seconds"), text)

@@ -18,7 +18,9 @@ from flask_pgmonkey import ConfigError, PGMonkey, PGMonkeyError
 from flask_pgmonkey.errors import MigrationError
 from flask_pgmonkey.migrations import upgrade
 
-db = PGMonkey(config="embedded", row_factory=namedtuple_row)
+from .rows import OrderStatus
+
+db = PGMonkey(config="embedded", row_factory=namedtuple_row, types={"order_status": OrderStatus})
 
 HERE = Path(__file__).parent
 
@@ -53,7 +55,7 @@ def init_db(orders: int = 200) -> int:
 
 
 def has_tables() -> bool:
-    """Whether nothing is missing that :func:`init_db` creates."""
+    """Whether this is a shop already, be it one without the latest migrations."""
     found: bool = db.fetch_value(
         "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest(%s::text[]) AS name",
         [["users", "products", "orders", "order_lines"]],

@@ -14,7 +14,8 @@ from .database import SetupRefusedError
 
 def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, show_http_error)
-    app.register_error_handler(psycopg.errors.UndefinedTable, offer_to_create_tables)
+    for missing in (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        app.register_error_handler(missing, offer_to_create_tables)
     app.register_error_handler(SetupRefusedError, show_refused_setup)
     app.register_error_handler(psycopg.errors.NumericValueOutOfRange, show_number_too_large)
     app.register_error_handler(psycopg.OperationalError, show_database_down)
@@ -28,9 +29,9 @@ def show_http_error(error: HTTPException) -> ResponseReturnValue:
     return render_template("error.html", title=error.name, text=error.description), status
 
 
-def offer_to_create_tables(error: psycopg.errors.UndefinedTable) -> ResponseReturnValue:
+def offer_to_create_tables(error: psycopg.ProgrammingError) -> ResponseReturnValue:
     if wants_json():
-        return {"error": "The tables are missing. Run: flask --app example_app init-db"}, 503
+        return {"error": "Tables are missing. Run: flask --app example_app init-db"}, 503
     return render_template("setup.html"), 503
 
 

@@ -1,29 +1,41 @@
-"""Placing an order: the one place where stock is taken."""
+"""Placing, shipping and cancelling an order: the one place where stock is taken or put back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
 from .database import db
+from .rows import OrderStatus, Product
 
 LARGEST_TOTAL = Decimal("99999999.99")
 """What the column holds, a numeric(10, 2)."""
 
 
 class OrderRefusedError(Exception):
-    """An order that cannot be placed. The message is for the customer."""
+    """What cannot be done with an order. The message is for the customer."""
 
 
-@dataclass
-class Product:
-    """What an order takes from the shelf."""
+def read_quantities(typed: Iterable[tuple[str, str]]) -> dict[int, int]:
+    """What a customer has typed into the fields of an order, as product id → pieces.
 
-    id: int
-    name: str
-    price: Decimal
-    stock: int
+    A field that is empty, or 0, is a product that is not wanted. Any other has to be understood,
+    or an order would be placed without what somebody has tried to order.
+
+    :param typed: Pairs of a product's id and the pieces, both as texts.
+    :raises OrderRefusedError: One of them is no number of pieces, or no product.
+    """
+    quantities: dict[int, int] = {}
+    for product, pieces in typed:
+        pieces = pieces.strip() or "0"
+        if not re.fullmatch(r"[0-9]{1,10}", pieces):
+            raise OrderRefusedError(f"“{pieces:.20}” is no number of pieces.")
+        if not re.fullmatch(r"[0-9]{1,10}", product):
+            raise OrderRefusedError("One of these products is no longer for sale.")
+        if int(pieces) > 0:
+            quantities[int(product)] = quantities.get(int(product), 0) + int(pieces)
+    return quantities
 
 
 def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
@@ -43,7 +55,8 @@ def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
         # this order is in or refused. Always in the same sequence, so that no two orders wait
         # for each other.
         products = tx.fetch_all(
-            "SELECT id, name, price, stock FROM products WHERE id = ANY(%s) ORDER BY id FOR UPDATE",
+            "SELECT id, name, note, price, stock FROM products"
+            " WHERE id = ANY(%s) ORDER BY id FOR UPDATE",
             [list(quantities)],
             into=Product,
         )
@@ -74,3 +87,42 @@ def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
             [(quantities[p.id], p.id) for p in products],
         )
     return order_id
+
+
+def ship_order(order_id: int) -> None:
+    """Note that an order has left the shop.
+
+    :raises OrderRefusedError: It has left already, or was cancelled.
+    """
+    # One statement needs no transaction: of two who click at once, one finds it placed.
+    shipped = db.execute(
+        "UPDATE orders SET status = %s WHERE id = %s AND status = %s",
+        [OrderStatus.SHIPPED, order_id, OrderStatus.PLACED],
+    )
+    if not shipped:
+        raise OrderRefusedError("Only an order that is placed can be shipped.")
+
+
+def cancel_order(order_id: int) -> None:
+    """Put the pieces of an order back on the shelf.
+
+    :raises OrderRefusedError: It has left the shop, or was cancelled already.
+    """
+    with db.transaction() as tx:
+        status = tx.fetch_value(
+            "SELECT status FROM orders WHERE id = %s FOR UPDATE", [order_id], into=OrderStatus
+        )
+        if status is not OrderStatus.PLACED:
+            raise OrderRefusedError("Only an order that is placed can be cancelled.")
+        # In the sequence in which place_order takes them.
+        tx.execute(
+            "SELECT FROM products WHERE id IN"
+            " (SELECT product_id FROM order_lines WHERE order_id = %s) ORDER BY id FOR UPDATE",
+            [order_id],
+        )
+        tx.execute(
+            "UPDATE products SET stock = stock + quantity FROM order_lines"
+            " WHERE order_id = %s AND product_id = products.id",
+            [order_id],
+        )
+        tx.execute("UPDATE orders SET status = %s WHERE id = %s", [OrderStatus.CANCELLED, order_id])

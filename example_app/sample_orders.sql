@@ -1,4 +1,5 @@
--- %(missing)s orders of the past 60 days, of one to three lines each, the newest last.
+-- %(missing)s orders of the past 60 days, of one to three lines each, the newest last. All but those
+-- of the last two days are shipped, and every 17th was cancelled.
 -- They are history: they took their stock before it was counted.
 
 WITH numbers AS MATERIALIZED (
@@ -31,8 +32,14 @@ totals AS (
     GROUP BY order_id
 ),
 placed AS (
-    INSERT INTO orders (id, user_id, total, placed_at)
-    SELECT numbers.id, ranked_users.id, total, placed_at
+    INSERT INTO orders (id, user_id, total, placed_at, status)
+    SELECT
+        numbers.id, ranked_users.id, total, placed_at,
+        CASE
+            WHEN numbers.id %% 17 = 0 THEN 'cancelled'
+            WHEN placed_at < now() - interval '2 days' THEN 'shipped'
+            ELSE 'placed'
+        END::order_status
     FROM numbers
     JOIN totals USING (id)
     JOIN ranked_users ON rank = numbers.id * 3 %% of_all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 from collections.abc import Iterable, Iterator
@@ -11,13 +12,19 @@ from flask.typing import ResponseReturnValue
 from psycopg.rows import dict_row
 from werkzeug.routing import IntegerConverter
 
+from flask_pgmonkey.migrations import pending
+
 from .database import db, has_tables, init_db
-from .orders import OrderRefusedError, place_order
+from .orders import OrderRefusedError, cancel_order, place_order, read_quantities, ship_order
+from .rows import BestSeller, Customer, Order, OrderLine, OrderStatus, OrderSummary, Product
 
 desk = Blueprint("desk", __name__)
 
 ORDERS_ON_A_PAGE = 20
 ABOVE_EVERY_ORDER = 2**31 - 1
+
+QUANTITY = "quantity-"
+"""What the names of the fields begin with in which a customer types how many pieces."""
 
 
 class RowId(IntegerConverter):
@@ -34,16 +41,18 @@ def orders() -> str:
     # "Older than this order" is as fast on the last page as on the first; OFFSET is not.
     before = request.args.get("before", ABOVE_EVERY_ORDER, type=int)
     found = db.fetch_all(
-        "SELECT orders.id, placed_at, users.name AS customer, total,"
-        " (SELECT sum(quantity) FROM order_lines WHERE order_id = orders.id) AS pieces"
+        "SELECT orders.id, placed_at, users.name AS customer, status,"
+        " (SELECT sum(quantity) FROM order_lines WHERE order_id = orders.id) AS pieces, total"
         " FROM orders JOIN users ON users.id = user_id"
         " WHERE orders.id < %s ORDER BY orders.id DESC LIMIT %s",
         [before, ORDERS_ON_A_PAGE + 1],
+        into=OrderSummary,
     )
     week = db.fetch_exactly_one(
         "SELECT count(*) AS placed, coalesce(sum(total), 0) AS taken,"
         " (SELECT count(*) FROM products WHERE stock < 5) AS running_low"
-        " FROM orders WHERE placed_at > now() - interval '7 days'"
+        " FROM orders WHERE placed_at > now() - interval '7 days' AND status <> %s",
+        [OrderStatus.CANCELLED],
     )
     return render_template(
         "orders.html",
@@ -57,9 +66,10 @@ def orders() -> str:
 @desk.get("/orders/<row_id:order_id>")
 def order(order_id: int) -> str:
     found = db.fetch_one_or_404(
-        "SELECT orders.id, placed_at, total, users.name AS customer, email"
+        "SELECT orders.id, placed_at, users.name AS customer, email, status, total"
         " FROM orders JOIN users ON users.id = user_id WHERE orders.id = %s",
         [order_id],
+        into=Order,
         description=f"There is no order {order_id}.",
     )
     lines = db.fetch_all(
@@ -67,6 +77,7 @@ def order(order_id: int) -> str:
         " FROM order_lines JOIN products ON products.id = product_id"
         " WHERE order_id = %s ORDER BY name",
         [order_id],
+        into=OrderLine,
     )
     return render_template("order.html", order=found, lines=lines)
 
@@ -78,13 +89,13 @@ def new_order() -> str:
 
 @desk.post("/orders/new")
 def send_order() -> ResponseReturnValue:
-    product_ids = db.fetch_all("SELECT id FROM products", into=int)
-    wanted = {p: request.form.get(f"quantity-{p}", 0, type=int) for p in product_ids}
+    typed = [
+        (name.removeprefix(QUANTITY), pieces)
+        for name, pieces in request.form.items(multi=True)
+        if name.startswith(QUANTITY)
+    ]
     try:
-        order_id = place_order(
-            request.form.get("user", 0, type=int),
-            {product_id: pieces for product_id, pieces in wanted.items() if pieces > 0},
-        )
+        order_id = place_order(request.form.get("user", 0, type=int), read_quantities(typed))
     except OrderRefusedError as refusal:
         return order_form(str(refusal)), 409
     flash("The order is placed. Thank you!")
@@ -95,15 +106,40 @@ def order_form(refusal: str | None = None) -> str:
     return render_template(
         "new_order.html",
         users=db.fetch_all("SELECT id, name FROM users ORDER BY name"),
-        products=db.fetch_all("SELECT id, name, note, price, stock FROM products ORDER BY name"),
+        products=all_products(),
         refusal=refusal,
     )
 
 
+@desk.post("/orders/<row_id:order_id>/ship")
+def ship(order_id: int) -> ResponseReturnValue:
+    try:
+        ship_order(order_id)
+    except OrderRefusedError as refusal:
+        abort(409, str(refusal))
+    flash("The order is on its way.")
+    return redirect(url_for(".order", order_id=order_id), 303)
+
+
+@desk.post("/orders/<row_id:order_id>/cancel")
+def cancel(order_id: int) -> ResponseReturnValue:
+    try:
+        cancel_order(order_id)
+    except OrderRefusedError as refusal:
+        abort(409, str(refusal))
+    flash("The order is cancelled, and its pieces are back on the shelf.")
+    return redirect(url_for(".order", order_id=order_id), 303)
+
+
 @desk.get("/products")
 def products() -> str:
-    found = db.fetch_all("SELECT id, name, note, price, stock FROM products ORDER BY name")
-    return render_template("products.html", products=found)
+    return render_template("products.html", products=all_products())
+
+
+def all_products() -> list[Product]:
+    return db.fetch_all(
+        "SELECT id, name, note, price, stock FROM products ORDER BY name", into=Product
+    )
 
 
 @desk.post("/products/<row_id:product_id>/restock")
@@ -125,18 +161,20 @@ def users() -> str:
     found = db.fetch_all(
         "SELECT name, email, count(orders.id) AS orders, coalesce(sum(total), 0) AS spent,"
         " max(placed_at) AS last_order"
-        " FROM users LEFT JOIN orders ON orders.user_id = users.id"
-        " GROUP BY users.id ORDER BY name"
+        " FROM users LEFT JOIN orders ON orders.user_id = users.id AND status <> %s"
+        " GROUP BY users.id ORDER BY name",
+        [OrderStatus.CANCELLED],
+        into=Customer,
     )
     return render_template("users.html", users=found)
 
 
 @desk.get("/orders.csv")
 def orders_csv() -> Response:
-    header = ("order", "placed_at", "customer", "product", "quantity", "price")
+    header = ("order", "placed_at", "customer", "status", "product", "quantity", "price")
     rows = db.stream(
-        "SELECT orders.id, placed_at, users.name AS customer, products.name AS product,"
-        " quantity, order_lines.price"
+        "SELECT orders.id, placed_at, users.name AS customer, status::text,"
+        " products.name AS product, quantity, order_lines.price"
         " FROM orders"
         " JOIN users ON users.id = user_id"
         " JOIN order_lines ON order_id = orders.id"
@@ -183,10 +221,27 @@ def api_orders() -> ResponseReturnValue:
     return {"orders": db.fetch_all(query, row_factory=dict_row)}
 
 
+@desk.get("/api/summary")
+async def api_summary() -> ResponseReturnValue:
+    # Neither waits for the other: each has a connection of the async pool.
+    waiting, sellers = await asyncio.gather(
+        db.aio.fetch_value(
+            "SELECT count(*) FROM orders WHERE status = %s", [OrderStatus.PLACED], into=int
+        ),
+        db.aio.fetch_all(
+            "SELECT name, sum(quantity) AS pieces"
+            " FROM order_lines JOIN products ON products.id = product_id"
+            " GROUP BY name ORDER BY pieces DESC, name LIMIT 3",
+            into=BestSeller,
+        ),
+    )
+    return {"orders_to_ship": waiting, "best_sellers": sellers}
+
+
 @desk.post("/setup")
 def setup() -> ResponseReturnValue:
     # Anybody can send this form, and a shop that is open wants no sample orders.
-    if not has_tables():
-        init_db()
-        flash("The tables are there, with customers, products and some orders.")
+    if pending(db):
+        init_db(orders=0 if has_tables() else 200)
+        flash("The tables are there. Welcome to the desk!")
     return redirect(url_for(".orders"), 303)

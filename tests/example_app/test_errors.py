@@ -10,7 +10,8 @@ import pytest
 from flask import Flask
 
 from example_app import create_app
-from example_app.database import db
+from example_app.database import db, init_db
+from flask_pgmonkey.migrations import migrations_of
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -26,6 +27,21 @@ def test_without_tables_the_app_offers_to_create_them(empty_desk: Flask) -> None
     form = dict(re.findall(r'name="(\w+)" value="([^"]+)"', page.text))
     assert client.post("/setup", data=form).location == "/"
     assert "Hana Nováková" in client.get("/").text
+
+
+def test_a_shop_from_before_the_latest_migration_gets_that_and_no_sample_orders(
+    empty_desk: Flask,
+) -> None:
+    with empty_desk.app_context():
+        init_db(orders=3)
+        assert migrations_of(db).down() == ["20260315100000_order_status.sql"]
+    client = empty_desk.test_client()
+    page = client.get("/")
+    assert page.status_code == 503
+    form = dict(re.findall(r'name="(\w+)" value="([^"]+)"', page.text))
+    assert client.post("/setup", data=form).location == "/"
+    assert "placed" in client.get("/orders/3").text
+    assert client.get("/orders/4").status_code == 404
 
 
 @pytest.mark.parametrize(
