@@ -444,6 +444,23 @@ def up_block(path: Path) -> str:
     return text[: down.start()] if down is not None else text
 
 
+def note_applied(files: Sequence[Path], schema: str, conn: psycopg.Connection[Any]) -> None:
+    """Note which migrations are among *files* that something else has run, as dbmate does."""
+    versions = [
+        match[1]
+        for file in files
+        if (match := _FILE.fullmatch(file.name)) and _begin_of("up", _text_of(file))
+    ]
+    if not versions:
+        return
+    create = "CREATE TABLE IF NOT EXISTS {} (version varchar PRIMARY KEY)"
+    note = "INSERT INTO {} SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING"
+    table = sql.Identifier(schema, _TABLE)
+    with conn.transaction():
+        conn.execute(sql.SQL(create).format(table))
+        conn.execute(sql.SQL(note).format(table), [versions])
+
+
 def find_tool(name: str) -> str | None:
     """A program that a package from PyPI brings, or one on the PATH."""
     folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]

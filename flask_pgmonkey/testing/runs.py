@@ -333,7 +333,8 @@ class FreshDatabases:
 
     def __init__(self, run: Run, schema: Schema | None = None) -> None:
         self._run = run
-        self._schema = schema
+        # Of a path that is relative: from wherever the tests are called.
+        self._schema = schema if schema is None or callable(schema) else run.project / schema
         self._before: FreshDatabases | None = None
         self._id = secrets.token_hex(4)
         self.has_forked = False

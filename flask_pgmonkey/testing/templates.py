@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Union
 
 import psycopg
+from psycopg.rows import scalar_row
 
 from ..errors import FreshDatabaseError
-from ..migrations import in_transaction, up_block
+from ..migrations import in_transaction, note_applied, up_block
 
 Schema = Union[Callable[[], Any], str, "os.PathLike[str]"]
 """A function to be called in an app context, or the path of a SQL file or of a folder of them."""
@@ -88,12 +89,19 @@ def sql_files(path: str | os.PathLike[str]) -> list[Path]:
 def run_sql_files(path: str | os.PathLike[str], conn: psycopg.Connection[Any]) -> None:
     """Run them, each in a transaction, and of a migration the part under ``-- migrate:up``.
 
+    Migrations are noted as applied, so that an app finds none pending.
+
     :raises FreshDatabaseError: with the file that the server refuses, and its words.
     """
-    for file in sql_files(path):
+    files = sql_files(path)
+    look = conn.cursor(row_factory=scalar_row)
+    # Now: what pg_dump writes leaves the session without a search_path.
+    schema: str = look.execute("SELECT coalesce(current_schema(), 'public')").fetchall()[0]
+    for file in files:
         script = up_block(file).encode()
         try:
             with conn.transaction() if in_transaction(file, "up") else nullcontext():
                 conn.execute(script, prepare=False)
         except psycopg.Error as error:
             raise FreshDatabaseError(f"{file}: {str(error).strip()}") from error
+    note_applied(files, schema, conn)

@@ -77,9 +77,15 @@ def command(
 
 @pytest.fixture
 def run_pytest(command: Callable[..., dict[str, object]]) -> RunPytest:
-    """Runs the project's tests; *on* is the server, ours unless another is named."""
+    """Runs the project's tests, in its folder unless *cwd* is another.
 
-    def run(*options: str, **more: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(**command(*options, **more), timeout=90)  # type: ignore[call-overload,no-any-return]
+    *on* is the server, ours unless another is named.
+    """
+
+    def run(
+        *options: str, cwd: Path | None = None, **more: object
+    ) -> subprocess.CompletedProcess[str]:
+        arguments = command(*options, **more)
+        return subprocess.run(**{**arguments, **({"cwd": cwd} if cwd else {})}, timeout=90)  # type: ignore[call-overload,no-any-return]
 
     return run

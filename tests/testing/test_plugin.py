@@ -15,6 +15,31 @@ import pytest
 from ..servers import PrivateServer
 from .conftest import RunPytest
 
+LIVE = """
+import os
+import urllib.request
+
+import pytest
+from flaskr import create_app
+
+@pytest.fixture(params=["queried before", "not queried before"])
+def app(request, pgmonkey_database):
+    app = create_app({"TESTING": True, "SERVER_NAME": "localhost"})  # Flask 3.0 goes by it
+    app.add_url_rule("/pid", view_func=lambda: str(os.getpid()))
+    if request.param == "queried before":
+        assert app.test_client().get("/").json == {"posts": []}
+    return app
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_it(live_server, pgdb, number):
+    def ask(path, data=None):
+        return urllib.request.urlopen(live_server.url(path), data).read()
+
+    ask("/import", b"live")
+    assert b"live" in ask("/")
+    assert int(ask("/pid")) != os.getpid()
+    assert pgdb.fetch_all("SELECT title FROM posts") == [("live",)]
+"""
 FAILS = "def test_fails(client):\n    assert client.get('/').status_code == 1\n"
 
 
@@ -119,6 +144,16 @@ def test_the_plugin_is_asleep_until_a_fixture_of_it_is_asked_for(
     done = run_pytest("--pgmonkey-keep", on="nonsense")
     assert passed(done) == 1
     assert "flask_pgmonkey:" not in done.stdout
+
+
+def test_the_live_server_of_pytest_flask_finds_the_tests_database_in_its_process(
+    run_pytest: RunPytest, project: Path
+) -> None:
+    with (project / "pytest.ini").open("a") as ini:
+        # Its own forks beside threads, of which Python warns from 3.12 on.
+        ini.write("    ignore:.*fork:DeprecationWarning\nlive_server_scope = function\n")
+    only_test(project, LIVE)
+    assert passed(run_pytest(autoload=True)) == 4
 
 
 def test_unittest_runs_without_pytest_and_leaves_nothing(

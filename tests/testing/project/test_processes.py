@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import threading
+import urllib.request
 import warnings
 
 import psycopg
 import pytest
 from flaskr import db
+from werkzeug.serving import make_server
 
 
 def in_child(call):
@@ -41,6 +44,23 @@ def test_what_the_parent_writes_is_there_for_the_next_child(client):
         assert client.get("/").json == {"posts": ["first", "parent"]}
 
     in_child(look)
+
+
+def test_a_server_in_a_thread_serves_the_tests_database(app, pgdb):
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        address = f"http://127.0.0.1:{server.port}"
+        urllib.request.urlopen(f"{address}/import", b"served").close()  # noqa: S310
+        assert pgdb.fetch_all("SELECT title FROM posts") == [("served",)]
+        pgdb.execute("UPDATE posts SET title = 'changed'")
+        with urllib.request.urlopen(address) as answer:
+            assert b"changed" in answer.read()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_another_program_is_led_to_the_database(app, client, pgmonkey_database):
