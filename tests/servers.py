@@ -115,11 +115,12 @@ def choose_server() -> str:
     image or can pull it.
     """
     return os.environ.get("PGMONKEY_TEST_SERVER") or (
-        "docker" if _docker_can_run(DOCKER_IMAGE) else "embedded"
+        "docker" if docker_can_run(DOCKER_IMAGE) else "embedded"
     )
 
 
-def _docker_can_run(image: str) -> bool:
+def docker_can_run(image: str) -> bool:
+    """Whether an engine answers that has the image or can pull it."""
     if "DOCKER_HOST" not in os.environ and not Path("/var/run/docker.sock").is_socket():
         return False
     probe = [sys.executable, "-c", DOCKER_PROBE, image]
@@ -175,7 +176,7 @@ def _docker_server() -> Iterator[Server]:
         from testcontainers.core.container import Reaper
 
         # The container is stopped below; the reaper is for runs that are killed.
-        if not _docker_can_run(testcontainers_config.ryuk_image):
+        if not docker_can_run(testcontainers_config.ryuk_image):
             testcontainers_config.ryuk_disabled = True
         container = PostgresContainer(
             DOCKER_IMAGE, username="postgres", password=PASSWORD, dbname="postgres", driver=None

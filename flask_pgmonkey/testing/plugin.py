@@ -88,8 +88,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Let the workers of pytest-xdist share the controller's container."""
+    from ..errors import FreshDatabaseError
+
     if _choice(node.config) == "docker":
-        found = _run(node.config).server.find()
+        run = _run(node.config)
+        try:
+            found = run.server.find()
+        except FreshDatabaseError as error:
+            raise pytest.UsageError(str(error)) from None
         node.workerinput["pgmonkey_server"] = (
             "postgresql://{user}:{password}@{host}:{port}/{dbname}".format_map(found)
         )

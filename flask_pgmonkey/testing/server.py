@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import secrets
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,8 +17,10 @@ from typing import Any
 
 from ..config.libpq import URI_SCHEMES, parse_uri
 from ..errors import FreshDatabaseError
+from ..printable import one_line
 
 DOCKER_IMAGE = "postgres:18-alpine"
+TMPFS_OF_CONTAINER = "/pgmonkey"
 TMPFS = Path("/dev/shm")  # noqa: S108
 ROOM = 512 << 20
 """Bytes that have to be free on the tmpfs: a container has 64 MB there unless told otherwise."""
@@ -155,23 +159,23 @@ def _docker_server() -> Server:
         from testcontainers.community.postgres import PostgresContainer
     except ImportError as error:
         raise FreshDatabaseError(
-            "The test server 'docker' needs testcontainers: pip install testcontainers"
+            "The test server 'docker' needs testcontainers: pip install 'testcontainers>=4.15'"
         ) from error
+    image = os.environ.get("PGMONKEY_TEST_IMAGE", DOCKER_IMAGE)
     container: Any = None
     password = secrets.token_hex()
 
     def find() -> dict[str, Any]:
         nonlocal container
         if container is None:
-            image = os.environ.get("PGMONKEY_TEST_IMAGE", DOCKER_IMAGE)
-            options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
-            made = PostgresContainer(
-                image, username="postgres", password=password, dbname="postgres", driver=None
-            )
-            made.with_command(f"postgres {options}")
-            made.with_kwargs(tmpfs={"/var/lib/postgresql": ""})
-            made.start()
-            container = made
+            container, why = start()
+            if container is None:
+                _drop_sockets()
+                raise FreshDatabaseError(
+                    f"No container of {image} could be started: {why}. Is there a Docker engine,"
+                    " and has it the image, or can it pull it? PGMONKEY_TEST_IMAGE names another,"
+                    " PGMONKEY_TEST_SERVER another server."
+                )
         return {
             "host": container.get_container_host_ip(),
             "port": int(container.get_exposed_port(5432)),
@@ -180,8 +184,33 @@ def _docker_server() -> Server:
             "dbname": "postgres",
         }
 
+    def start() -> tuple[Any, str]:
+        options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+        made: Any = None
+        try:
+            made = PostgresContainer(
+                image, username="postgres", password=password, dbname="postgres", driver=None
+            )
+            made.with_command(f"postgres {options}")
+            # Not where the image has its own data: a volume of it would lie over the tmpfs.
+            made.with_tmpfs_mount(TMPFS_OF_CONTAINER)
+            made.with_env("PGDATA", f"{TMPFS_OF_CONTAINER}/data")
+            made.start()
+        except Exception as error:  # of docker, requests, urllib3, or one that waits too long
+            if made is not None:
+                made.stop()
+            return None, one_line(error).rstrip(".")
+        return made, ""
+
     def stop() -> None:
         if container is not None:
             container.stop()
 
-    return Server(f"PostgreSQL in a container of {DOCKER_IMAGE}", find, stop)
+    return Server(f"PostgreSQL in a container of {image}", find, stop)
+
+
+def _drop_sockets() -> None:
+    """Let docker's client leave those open that lead nowhere, and pytest not warn of them later."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()

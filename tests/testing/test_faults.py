@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from ..servers import PrivateServer
+from flask_pgmonkey.testing.server import DOCKER_IMAGE
+
+from ..servers import PrivateServer, docker_can_run
 from .conftest import RunPytest
 from .test_plugin import only_test, our_databases, passed
 
@@ -243,3 +245,27 @@ def test_leaves_a_job(app):
     )
     done = run_pytest()
     assert "left background jobs that had not ended 5 s after it: sleep" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_without_a_docker_engine_one_error_says_so(
+    run_pytest: RunPytest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: str
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    done = run_pytest("-q", "-n", workers, "test_blog.py", on="docker")
+    assert done.returncode != 0
+    assert f"No container of {DOCKER_IMAGE} could be started" in done.stdout
+    assert "Is there a Docker engine" in done.stdout
+    assert len(re.findall("^(?:ERROR|FAILED) test_", done.stdout, re.MULTILINE)) <= 1
+    assert "ResourceWarning" not in done.stdout
+
+
+@pytest.mark.xfail(
+    not docker_can_run(DOCKER_IMAGE), reason="no Docker engine has the image", run=False
+)
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_container_serves_where_there_is_an_engine(run_pytest: RunPytest, workers: str) -> None:
+    done = run_pytest("-n", workers, on="docker")
+    assert passed(done) > 40
+    if workers == "0":
+        assert f"flask_pgmonkey: PostgreSQL in a container of {DOCKER_IMAGE}\n" in done.stdout
