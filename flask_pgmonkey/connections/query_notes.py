@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGresult
 
+    from ..signals import CallSite
     from .record import ConnectionRecord
 
 QUERY = "Query: "
@@ -27,17 +28,18 @@ CALLED_AT = "Called at "
 _LONGEST_QUOTED = 2000
 
 
-def note_query(error: Exception, query: object) -> None:
-    """Note on *error* which query it was, and where that was called. The first call counts."""
+def note_query(error: Exception, query: object, site: CallSite | None = None) -> None:
+    """Note on *error* which query it was, and where that was called: at *site*, if that is given.
+    The first call counts."""
     if not _has_note(error, QUERY):
         _add(error, QUERY + _quoted(text_of(query)))
-        note_call_site(error)
+        note_call_site(error, site)
 
 
-def note_call_site(error: Exception) -> None:
-    """Note on *error* where the app's own code is, unless it says so."""
+def note_call_site(error: Exception, site: CallSite | None = None) -> None:
+    """Note on *error* where the app's own code is, or *site*, unless it says so."""
     if not _has_note(error, CALLED_AT):
-        site = call_site()
+        site = site or call_site()
         if site is not None:
             _add(error, f"{CALLED_AT}{printable(str(site))}")
 

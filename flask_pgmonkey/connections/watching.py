@@ -347,6 +347,18 @@ class PipelineWatch(Watch):
         super().__exit__(exc_type, exc, tb)
 
 
+def note_own_transaction(conn: Any, is_committed: bool, began: float) -> None:
+    """Gather that statements that went to the server together were a transaction."""
+    record: ConnectionRecord[Any] = conn.record
+    if not record.is_seen or _is_telling.get():
+        return
+    origin = origin_of(record.opener, record.bind)
+    event = _events().TransactionEvent(
+        call_site(), origin.bind, origin.tally, is_committed, perf_counter() - began
+    )
+    record.unsent.append((transaction_ended, origin.sender, event))
+
+
 def watched_command(
     conn: Any, command: object, gen: PQGen[PGresult | None]
 ) -> PQGen[PGresult | None]:

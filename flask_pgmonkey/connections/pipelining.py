@@ -1,0 +1,393 @@
+"""Several statements in one round trip, through libpq's pipeline mode.
+
+All are sent, then all answers are read: psycopg's own pipeline speaks with the server for each.
+Rows are made later, since what makes them may fail, and the server has nothing to do with that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psycopg
+from psycopg import errors
+from psycopg.adapt import Transformer
+from psycopg.generators import fetch_many, send
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+
+from ..mistakes import explain_parameters
+from ..signals import query_executed, transaction_ended
+from .copying import COPIES
+from .cursor import is_stale_plan
+from .marks import leaves_state
+from .query_notes import note_query
+from .watching import Watch, note_own_transaction, text_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from psycopg.abc import Params, PQGen, Query
+    from psycopg.pq.abc import PGresult
+    from typing_extensions import Self
+
+    from ..signals import CallSite
+    from .server_connection import ServerConnection
+    from .server_connection_async import AsyncServerConnection
+
+_MOST_PARAMETERS = 65535  # the protocol counts them in two bytes
+_REFUSALS = (ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED)
+_UNSEEN: AbstractContextManager[None] = nullcontext()
+
+
+class Statement:
+    """A query whose parameters are adapted already; and once it has run, its result.
+
+    :param conn: the connection that it will run on, or one of the same pool.
+    :param row_factory: how to make rows; the connection's own without it.
+    :param site: where the app's code gave the query, if that is not where it runs.
+    :param is_told: whether it is the app's own, which events and errors name.
+    :raises psycopg.Error: for parameters that cannot be adapted.
+    """
+
+    __slots__ = ("_adapted", "_cursor", "_results", "_row_factory", "is_told", "params", "query",
+                 "site")  # fmt: skip
+
+    def __init__(
+        self,
+        conn: ServerConnection | AsyncServerConnection,
+        query: Query,
+        params: Params | None = None,
+        row_factory: Any = None,
+        site: CallSite | None = None,
+        is_told: bool = True,
+    ) -> None:
+        self.query = query
+        self.params = params
+        self.site = site
+        self.is_told = is_told
+        self._row_factory = row_factory
+        self._results: list[PGresult] | None = None
+        self._cursor = self._make_cursor(conn)
+        try:
+            self._adapted = self._cursor._convert_query(query, params)
+            if len(self._adapted.params or ()) > _MOST_PARAMETERS:
+                raise psycopg.ProgrammingError(
+                    f"the query has {len(self._adapted.params)} parameters, and the server takes"
+                    f" {_MOST_PARAMETERS} at most: give a list as one parameter, with = ANY(%s)"
+                )
+        except psycopg.Error as error:
+            note_query(error, query)
+            raise
+        except TypeError:
+            explain_parameters(params)
+            raise
+
+    def go_to(self, conn: ServerConnection | AsyncServerConnection) -> None:
+        """Be about to run on *conn*."""
+        self._results = None
+        if self._cursor.connection is not conn:
+            self._cursor = self._make_cursor(conn)
+            if leaves_state(self._adapted.query):
+                conn.record.mark(self._adapted.query)
+
+    def send_gen(self, prepare: bool | None) -> PQGen[None]:
+        """Have psycopg send it: where a pipeline is on, into its queue."""
+        yield from self._cursor._maybe_prepare_gen(self._adapted, prepare=prepare)
+
+    def take(self, results: list[PGresult]) -> None:
+        """Keep what the server has answered."""
+        self._results = results
+
+    def refuse(self, result: PGresult) -> NoReturn:
+        """Raise the error that *result* is."""
+        self._cursor._raise_for_result(result)
+        raise AssertionError  # it has raised
+
+    def rows(self) -> int | None:
+        """How many rows it gave or affected, if that is known."""
+        if self._results is None:
+            rows: int = self._cursor.rowcount
+            return rows if rows >= 0 else None
+        result = self._results[0]
+        return result.ntuples if result.nfields else result.command_tuples
+
+    def cursor(self) -> Any:
+        """The cursor, sync or async, that has its result."""
+        results, self._results = self._results, None
+        if results is not None:
+            self._cursor._set_results(results)
+        return self._cursor
+
+    def _make_cursor(self, conn: ServerConnection | AsyncServerConnection) -> Any:
+        make_cursor: Any = conn.cursor_factory
+        cursor = make_cursor(conn, row_factory=self._row_factory or conn.row_factory)
+        cursor._tx = Transformer(cursor)  # as execute() does first
+        return cursor
+
+
+class TripWatch(Watch):
+    """The block of statements that go to the server together, told as one.
+
+    :param statements: those to be told, one at least.
+    """
+
+    __slots__ = ("_only",)
+
+    def __init__(self, conn: Any, statements: Sequence[Statement]) -> None:
+        first, *others = statements
+        self._only = None if others else first
+        if self._only is not None:
+            super().__init__(conn, first.query, first.params)
+        else:
+            texts = [text_of(each.query) for each in statements]
+            super().__init__(conn, ";\n".join(texts), None, "pipeline", None, len(texts))
+
+    def __enter__(self) -> Self:
+        self._conn.record.pipelined = []  # BEGIN and the like are not told by themselves
+        return super().__enter__()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._conn.record.pipelined = None
+        super().__exit__(exc_type, exc, tb)
+
+    def _rows(self, result: PGresult | None) -> int | None:
+        return self._only.rows() if self._only is not None else None
+
+
+def run_together(
+    conn: ServerConnection, statements: Sequence[Statement], wrapped: bool | None = None
+) -> None:
+    """Run *statements* in one round trip, all of them or none.
+
+    A stale plan is not seen where no transaction was open. Any other error costs a second round
+    trip, for the ROLLBACK.
+
+    :param wrapped: whether BEGIN and COMMIT go with them, on a connection that is in no
+        transaction. Without it they do where there are several statements and no transaction.
+    :raises psycopg.Error: that of the first that fails, with its place among several.
+    """
+    trip = RoundTrip(conn, statements, wrapped)
+    with TripWatch(conn, trip.told) if _is_heard() else _UNSEEN:
+        try:
+            _make(conn, trip)
+        except psycopg.Error as error:
+            if not trip.may_be_made_again(error):
+                raise
+        else:
+            return
+        _make(conn, trip)
+
+
+async def run_together_async(
+    conn: AsyncServerConnection, statements: Sequence[Statement], wrapped: bool | None = None
+) -> None:
+    """:func:`run_together`, on the running loop."""
+    trip = RoundTrip(conn, statements, wrapped)
+    with TripWatch(conn, trip.told) if _is_heard() else _UNSEEN:
+        try:
+            await _make_async(conn, trip)
+        except psycopg.Error as error:
+            if not trip.may_be_made_again(error):
+                raise
+        else:
+            return
+        await _make_async(conn, trip)
+
+
+def _is_heard() -> bool:
+    return bool(query_executed.receivers or transaction_ended.receivers)
+
+
+def _make(conn: ServerConnection, trip: RoundTrip) -> None:
+    try:
+        with conn.lock:
+            try:
+                conn.wait(trip.gen())
+            finally:
+                trip.leave_pipeline()
+    except psycopg.Error as error:
+        trip.name_place(error)
+        raise
+
+
+async def _make_async(conn: AsyncServerConnection, trip: RoundTrip) -> None:
+    try:
+        async with conn.lock:
+            try:
+                await conn.wait(trip.gen())
+            finally:
+                trip.leave_pipeline()
+    except psycopg.Error as error:
+        trip.name_place(error)
+        raise
+
+
+class RoundTrip:
+    """What goes to the server together, and its answers."""
+
+    def __init__(
+        self,
+        conn: ServerConnection | AsyncServerConnection,
+        statements: Sequence[Statement],
+        wrapped: bool | None,
+    ) -> None:
+        if conn._pipeline is not None:
+            raise psycopg.ProgrammingError(
+                "a pipeline() is open on this connection, and a batch is one of its own: run it"
+                " before or after that"
+            )
+        self._conn: Any = conn
+        self._statements = statements
+        self._was_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
+        self._is_wrapped = len(statements) > 1 and self._was_idle if wrapped is None else wrapped
+        self._place = ""
+        self._prepare: bool | None = None  # as psycopg decides
+        self.told: list[Statement] = [each for each in statements if each.is_told]
+
+    def gen(self) -> PQGen[None]:
+        """psycopg's way to say what is to be sent and waited for."""
+        for statement in self._statements:
+            statement.go_to(self._conn)
+        self._place = ""
+        if self._is_wrapped or len(self._statements) > 1:
+            return self._pipeline_gen()
+        return self._plain_gen(self._statements[0])
+
+    def leave_pipeline(self) -> None:
+        """See to it that the connection is in no pipeline."""
+        self._conn._pipeline = None
+        if self._conn.pgconn.pipeline_status:
+            self._conn.pgconn.finish()  # nothing else gets it out with answers under way
+
+    def may_be_made_again(self, error: psycopg.Error) -> bool:
+        """Whether all can be sent again, unseen by the caller: a plan was stale, and nothing is
+        done. With a context it came from within a procedure, which may have committed."""
+        # One of the statements may change what another one is prepared for.
+        self._prepare = False
+        return (
+            is_stale_plan(error)
+            and self._was_idle
+            and self._conn.pgconn.transaction_status == TransactionStatus.IDLE
+            and not error.diag.context
+        )
+
+    def name_place(self, error: psycopg.Error) -> None:
+        """Have *error* say which of the statements it is about."""
+        text = str(error)
+        if self._place and not text.endswith(self._place):
+            error.args = (f"{text}\n{self._place}",)
+
+    def _plain_gen(self, statement: Statement) -> PQGen[None]:
+        conn = self._conn
+        try:
+            yield from conn._start_query()
+            yield from statement.send_gen(self._prepare)
+            yield from conn._prepared.maintain_gen(conn)
+        except psycopg.Error as error:
+            note_query(error, statement.query, statement.site)
+            raise
+
+    def _pipeline_gen(self) -> PQGen[None]:
+        conn = self._conn
+        pgconn = conn.pgconn
+        began = perf_counter()
+        has_failed = pgconn.transaction_status == TransactionStatus.INERROR
+        pgconn.enter_pipeline_mode()
+        pipeline = conn._pipeline = psycopg.Pipeline(conn)
+        queue = pipeline.result_queue
+        owners: list[Statement | None] = []  # whose answer each is
+        if not has_failed:
+            yield from conn._prepared.maintain_gen(conn)  # what another batch has left to do
+        if self._is_wrapped:
+            self._enqueue(pipeline, conn._get_tx_start_command())
+        owners += [None] * len(queue)
+        for statement in self._statements:
+            yield from statement.send_gen(self._prepare)
+            owners += [statement] * (len(queue) - len(owners))
+        if self._is_wrapped:
+            self._enqueue(pipeline, b"COMMIT")
+            owners.append(None)
+        for send_one in pipeline.command_queue:
+            send_one()
+        pgconn.pipeline_sync()
+        yield from send(pgconn)
+        answers = yield from self._read_gen()
+        conn._pipeline = None
+        if pgconn.status == ConnStatus.OK:
+            pgconn.exit_pipeline_mode()
+        for owner, queued, results in zip(owners, queue, answers, strict=False):
+            if results[0].status in _REFUSALS:
+                yield from self._fail_gen(owner, results[0], began)
+            if owner is not None and queued is not None:  # not of its PREPARE
+                _, preparing = queued
+                if preparing is not None:
+                    key, prepare, name = preparing
+                    conn._prepared.validate(key, prepare, name, results)
+                owner.take(results)
+        if len(answers) != len(owners):
+            raise errors.InternalError(f"{len(answers)} answers to {len(owners)} statements")
+        if self._is_wrapped and transaction_ended.receivers:
+            note_own_transaction(conn, True, began)
+        if None in conn._prepared._to_flush:  # one of them has changed a table
+            yield from conn._prepared.maintain_gen(conn)
+
+    @staticmethod
+    def _enqueue(pipeline: psycopg.Pipeline, command: bytes) -> None:
+        pipeline.command_queue.append(partial(pipeline.pgconn.send_query_params, command, None))
+        pipeline.result_queue.append(None)
+
+    def _read_gen(self) -> PQGen[list[list[PGresult]]]:
+        """The answers, of each command one."""
+        answers: list[list[PGresult]] = []
+        try:
+            while results := (yield from fetch_many(self._conn.pgconn)):
+                status = results[0].status
+                if status == ExecStatus.PIPELINE_SYNC:
+                    break
+                if status in COPIES:
+                    raise psycopg.ProgrammingError(
+                        "COPY cannot be in a batch, and the connection is closed, since nothing"
+                        " else ends it there: use copy() of a cursor"
+                    )
+                answers.append(results)
+        except psycopg.OperationalError:
+            # Where the server has said why it ends the connection, that is the error.
+            if not (answers and answers[-1][0].status in _REFUSALS):
+                raise
+        return answers
+
+    def _fail_gen(self, owner: Statement | None, result: PGresult, began: float) -> PQGen[NoReturn]:
+        conn = self._conn
+        pgconn = conn.pgconn
+        # What was to be prepared after the failure is not there.
+        conn._prepared.clear()
+        if self._is_wrapped:
+            if pgconn.transaction_status == TransactionStatus.INERROR:
+                with suppress(psycopg.Error):  # a connection that is lost shows by itself
+                    yield from conn._rollback_gen()
+            elif transaction_ended.receivers:
+                note_own_transaction(conn, False, began)
+        if owner is None:
+            self._place = f"at the COMMIT of the {self._names_all()}"
+        elif owner.is_told and len(self.told) > 1:
+            self._place = f"in query {self.told.index(owner) + 1} of {len(self.told)} of the batch"
+        try:
+            if owner is None:
+                raise errors.error_from_result(result, encoding=pgconn._encoding)
+            owner.refuse(result)
+        except psycopg.Error as error:
+            if owner is not None:
+                note_query(error, owner.query, owner.site)
+            self.name_place(error)
+            raise
+
+    def _names_all(self) -> str:
+        return f"batch of {len(self.told)} queries" if len(self.told) > 1 else "query"
