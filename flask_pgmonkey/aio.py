@@ -7,17 +7,19 @@ import concurrent.futures
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.rows import Row
 
+from . import after_commit
 from .background import await_in_background, is_in_background, submit_to_background
 from .connections.query_timeout import timeout_of_block
 from .connections.server_connection_async import AsyncServerConnection
 from .connections.watching import Hop
 from .database_async import PooledAsyncQueries
 from .queries import IsolationLevel
-from .queries_async import AsyncQueries, AsyncTransaction
+from .queries_async import AsyncQueries, AsyncTransaction, AsyncTransactionalQueries
 
 T = TypeVar("T")
 
@@ -38,11 +40,18 @@ class BackgroundTransaction(AsyncQueries[Row]):
         async with _pinned(self._there.transaction(), self._prepare_hop) as nested:
             yield nested
 
+    def on_commit(self, fn: Callable[[], object]) -> None:
+        """Have *fn* called when all is committed: after the COMMIT of the outermost block.
+
+        As :meth:`AsyncTransaction.on_commit`; on the loop of the block.
+        """
+        self._there.on_commit(fn)
+
     async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
         return await await_in_background(self._there._run(work), self._prepare_hop)
 
 
-class BackgroundDatabase(AsyncQueries[Row]):
+class BackgroundDatabase(AsyncTransactionalQueries[BackgroundTransaction[Row], Row]):
     """An async database on the background loop, whose methods can be awaited from any loop.
 
     :param prepare_hop: gives what events there need to know of a caller.
@@ -76,12 +85,30 @@ class BackgroundDatabase(AsyncQueries[Row]):
 
         An exception rolls all of them back. One connection is pinned for the block.
         """
-        block = self._there.transaction(isolation_level, read_only)
+        block = self._there.begin(isolation_level, read_only)
+        opened = _opened_by_this_task()
         async with _pinned(block, self._prepare_hop) as transaction:
-            yield transaction
+            opened.append(self._there.config.key)
+            try:
+                yield transaction
+            finally:
+                opened.remove(self._there.config.key)
+        await after_commit.call_and_await_all(transaction._there._after_commit)
+
+    async def _is_in_transaction(self) -> bool:
+        return self._there.config.key in _opened_by_this_task()
 
     async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
         return await await_in_background(self._there._run(work), self._prepare_hop)
+
+
+# The keys of the configs whose transactions a task has open.
+_opened: WeakKeyDictionary[asyncio.Task[Any], list[str]] = WeakKeyDictionary()
+
+
+def _opened_by_this_task() -> list[str]:
+    task = asyncio.current_task()
+    return _opened.setdefault(task, []) if task is not None else []
 
 
 @asynccontextmanager

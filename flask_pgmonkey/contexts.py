@@ -156,6 +156,13 @@ class HeldConnection:
             finally:
                 self._is_changing = False
 
+    def is_in_transaction(self) -> bool:
+        """Whether one is open on the context's connection, by a block or by hand."""
+        conn = self.conn
+        return bool(self.open_transactions) or (
+            conn is not None and conn.pgconn.transaction_status in _IN_TRANSACTION
+        )
+
     def take_over(self) -> tuple[ServerConnection, bool]:
         """The connection for a stream, and whether it is the stream's own from now on.
 

@@ -11,13 +11,14 @@ from weakref import ref
 
 from psycopg.rows import Row
 
+from . import after_commit
 from .config import Config, ConfigSource, read_config
 from .connections import Configure
 from .manager import PGConnectionManager
 from .queries import (
     IsolationLevel,
-    Queries,
     Transaction,
+    TransactionalQueries,
     nested_transaction,
     outermost_transaction,
     refuse_options_of_nested,
@@ -41,7 +42,7 @@ class _OfThread(threading.local):
         self.connections: list[ServerConnection] = []
 
 
-class Database(Queries[Row]):
+class Database(TransactionalQueries[Row]):
     """Queries over a pool, outside Flask. Each call borrows a connection and gives it back; within
     :meth:`transaction`, those of the same thread join it.
 
@@ -142,6 +143,7 @@ class Database(Queries[Row]):
                     connections.remove(conn)  # before the end: nothing joins what ends
         finally:
             conn.record.source.release(conn)
+        after_commit.call_all(transaction._after_commit)
 
     def refresh_types(self) -> None:
         """Ask the database again for the types that the config and *types* name, after a migration.
@@ -161,6 +163,9 @@ class Database(Queries[Row]):
     def _end_use(self, conn: ServerConnection) -> None:
         if conn not in self._of_thread.connections:
             conn.record.source.release(conn)
+
+    def _is_in_transaction(self) -> bool:
+        return self._joined() is not None
 
     def _joined(self) -> ServerConnection | None:
         """The connection of this thread's open transaction."""

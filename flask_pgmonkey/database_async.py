@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from psycopg.rows import Row
 
+from . import after_commit
 from .config import Config, ConfigSource, read_config
 from .connections import Configure
 from .connections.blocks import entering_frame, let_dropped_generators_end, may_be_dropped
@@ -18,8 +19,8 @@ from .database import origin_of_database
 from .manager import PGConnectionManager
 from .queries import IsolationLevel, refuse_options_of_nested
 from .queries_async import (
-    AsyncQueries,
     AsyncTransaction,
+    AsyncTransactionalQueries,
     nested_async_transaction,
     outermost_async_transaction,
 )
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class PooledAsyncQueries(AsyncQueries[Row]):
+class PooledAsyncQueries(AsyncTransactionalQueries[AsyncTransaction[Row], Row]):
     """Async queries over a pool: each event loop that uses them has its own."""
 
     def __init__(self, manager: PGConnectionManager, config: Config) -> None:
@@ -77,6 +78,15 @@ class PooledAsyncQueries(AsyncQueries[Row]):
 
         :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
         """
+        async with self.begin(isolation_level, read_only) as transaction:
+            yield transaction
+        await after_commit.call_and_await_all(transaction._after_commit)
+
+    @asynccontextmanager
+    async def begin(
+        self, isolation_level: IsolationLevel | str | None, read_only: bool | None
+    ) -> AsyncIterator[AsyncTransaction[Row]]:
+        """:meth:`transaction`, whose functions after the commit are the caller's to call."""
         pool = await self.manager.async_pool_for(self.config)
         conn = await pool.borrow(autocommit=True)
         try:
@@ -92,6 +102,9 @@ class PooledAsyncQueries(AsyncQueries[Row]):
             return await work(conn)
         finally:
             await pool.release(conn)
+
+    async def _is_in_transaction(self) -> bool:
+        return False
 
 
 class _TaskTransaction:
@@ -203,6 +216,9 @@ class AsyncDatabase(PooledAsyncQueries[Row]):
     async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
         joined = await self._joined(asyncio.current_task()) if self._of_task else None
         return await (super()._run(work) if joined is None else work(joined))
+
+    async def _is_in_transaction(self) -> bool:
+        return await self._joined(asyncio.current_task()) is not None
 
     async def _joined(self, task: asyncio.Task[Any] | None) -> AsyncServerConnection | None:
         """The connection of the task's open transaction."""

@@ -15,6 +15,7 @@ import psycopg
 from flask import Flask, Response, abort, has_request_context
 from psycopg.rows import Row
 
+from . import after_commit
 from .config import Config, ConfigSource, check_config, read_config
 from .config.libpq import is_connection_string
 from .config.values import Setting, nearest_name, seconds, switch
@@ -39,8 +40,8 @@ from .manager import ConnectionType, PGConnectionManager
 from .mistakes import require_row_factory
 from .queries import (
     IsolationLevel,
-    Queries,
     Transaction,
+    TransactionalQueries,
     nested_transaction,
     outermost_transaction,
     refuse_options_of_nested,
@@ -124,7 +125,7 @@ read_instead: Callable[[Flask, _AppState, str], Config] | None = None
 """What gives the config of a bind in place of what the app says; ``testing`` sets it."""
 
 
-class BoundDatabase(Queries[Row]):
+class BoundDatabase(TransactionalQueries[Row]):
     """One database of an app, with the queries of :class:`PGMonkey`."""
 
     def __init__(self, db: PGMonkey[Row], name: str) -> None:
@@ -260,7 +261,8 @@ class BoundDatabase(Queries[Row]):
         held = self._held()
         conn = held.begin_use()
         try:
-            if not held.open_transactions:
+            is_outermost = not held.open_transactions
+            if is_outermost:
                 block = outermost_transaction(conn, isolation_level, read_only)
             else:
                 refuse_options_of_nested(isolation_level, read_only)
@@ -275,6 +277,8 @@ class BoundDatabase(Queries[Row]):
         finally:
             if opened in held.open_transactions:
                 held.open_transactions.remove(opened)
+        if is_outermost:
+            after_commit.call_all(transaction._after_commit)
 
     @overload
     def stream(
@@ -349,6 +353,9 @@ class BoundDatabase(Queries[Row]):
 
     def _end_use(self, conn: ServerConnection) -> None:
         conn.record.uses.pop()
+
+    def _is_in_transaction(self) -> bool:
+        return self._held().is_in_transaction()
 
     def _held(self) -> HeldConnection:
         return held_connection(self._key, self._get_pool)

@@ -7,8 +7,9 @@ one round trip. ``transaction()`` groups several.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from time import sleep
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, cast, overload
 
@@ -16,6 +17,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, scalar_row, tuple_row
 
+from . import after_commit
 from .connections.cursor import Cursor, is_stale_plan
 from .mistakes import (
     explain_missing_names,
@@ -23,17 +25,23 @@ from .mistakes import (
     isolation_level_of,
     require_row_factory,
 )
+from .retries import MAY_PASS, Retries, refuse_awaitable, within_transaction
 from .rows import instead_of, require_one_row, row_into, rows_into, value_into
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query, QueryNoTemplate
     from psycopg.rows import RowFactory
+    from typing_extensions import TypeVarTuple, Unpack
 
     from .connections.server_connection import ServerConnection
     from .plans import Plan
 
+    Arguments = TypeVarTuple("Arguments")
+
 T = TypeVar("T")
 IsolationLevel: TypeAlias = psycopg.IsolationLevel
+
+_IDLE = TransactionStatus.IDLE
 
 
 class Queries(ABC, Generic[Row]):
@@ -315,6 +323,7 @@ class Transaction(Queries[Row]):
 
     def __init__(self, conn: ServerConnection) -> None:
         self._conn: ServerConnection | None = conn
+        self._after_commit = conn.record.after_commit
 
     def __repr__(self) -> str:
         return f"<Transaction {'over' if self._conn is None else 'open'}>"
@@ -334,6 +343,18 @@ class Transaction(Queries[Row]):
         with nested_transaction(self._begin_use()) as nested:
             yield nested
 
+    def on_commit(self, fn: Callable[[], object]) -> None:
+        """Have *fn* called when all is committed: after the COMMIT of the outermost block.
+
+        Those of a transaction are called in their order, outside of it. What is rolled back, with
+        its savepoint too, takes its functions along. One that raises is logged, and keeps no other
+        from being called.
+
+        :raises RuntimeError: where the outermost transaction was begun by hand.
+        """
+        self._begin_use()
+        after_commit.add(self._after_commit, fn, takes_coroutines=False)
+
     def _hand_out(self) -> ServerConnection:
         conn = self._begin_use()
         conn.record.is_handed_out = True
@@ -351,6 +372,56 @@ class Transaction(Queries[Row]):
         self._conn = None
 
 
+class TransactionalQueries(Queries[Row]):
+    """Queries of what may begin a transaction."""
+
+    @abstractmethod
+    def transaction(
+        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
+    ) -> AbstractContextManager[Transaction[Row]]:
+        """A block whose queries are committed together, or rolled back on an exception."""
+
+    @abstractmethod
+    def _is_in_transaction(self) -> bool:
+        """Whether a transaction is open that a query here would join."""
+
+    def run_transaction(
+        self,
+        fn: Callable[[Transaction[Row], Unpack[Arguments]], T],
+        *args: Unpack[Arguments],
+        isolation_level: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        retries: int = 3,
+    ) -> T:
+        """What *fn* gives with the transaction and *args*, once that is committed.
+
+        It is called again, in a transaction of its own, where one ends with SQLSTATE 40001 or 40P01
+        (serialization failure, deadlock), be it at COMMIT. Before that it waits: up to 10 ms at
+        first, twice as much each time, and a second at most.
+
+        :param retries: how many times it is called again. None of them begins when the time of a
+            ``db.timeout()`` around it is up.
+        :return: None where *fn* raises :exc:`psycopg.Rollback`.
+        :raises psycopg.Error: that of the last time.
+        :raises RuntimeError: within a transaction.
+        """
+        if self._is_in_transaction():
+            raise within_transaction()
+        allowed = Retries(fn, retries)
+        while True:
+            value: Any = None  # where the block swallows a Rollback
+            try:
+                with self.transaction(isolation_level, read_only) as transaction:
+                    value = fn(transaction, *args)
+                    refuse_awaitable(value, fn)
+                return cast("T", value)
+            except MAY_PASS as error:
+                pause = allowed.pause_after(error)
+                if pause is None:
+                    raise
+            sleep(pause)
+
+
 @contextmanager
 def outermost_transaction(
     conn: ServerConnection, isolation_level: IsolationLevel | str | None, read_only: bool | None
@@ -360,6 +431,8 @@ def outermost_transaction(
     Isolation level and access mode go with BEGIN, so they cost no round trip.
     """
     level = isolation_level_of(isolation_level)
+    # Not where it was begun by hand.
+    conn.record.after_commit = [] if conn.pgconn.transaction_status == _IDLE else None
     before = conn.isolation_level, conn.read_only
     if level is not None:
         conn.isolation_level = level
@@ -369,6 +442,7 @@ def outermost_transaction(
         with nested_transaction(conn) as transaction:
             yield transaction
     finally:
+        conn.record.after_commit = None
         if not conn.closed and before != (conn.isolation_level, conn.read_only):
             conn.isolation_level, conn.read_only = before
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -12,6 +13,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import Row, scalar_row, tuple_row
 
+from . import after_commit
 from .connections.cursor import AsyncCursor, is_stale_plan
 from .mistakes import (
     explain_missing_names,
@@ -20,16 +22,23 @@ from .mistakes import (
     require_row_factory,
 )
 from .queries import IsolationLevel
+from .retries import MAY_PASS, Retries, require_awaitable, within_transaction
 from .rows import instead_of, require_one_row, row_into, rows_into, value_into
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query, QueryNoTemplate
     from psycopg.rows import AsyncRowFactory
+    from typing_extensions import TypeVarTuple, Unpack
 
     from .connections.server_connection_async import AsyncServerConnection
     from .plans import Plan
 
+    Arguments = TypeVarTuple("Arguments")
+
 T = TypeVar("T")
+Transaction_co = TypeVar("Transaction_co", covariant=True)
+
+_IDLE = TransactionStatus.IDLE
 
 
 class AsyncQueries(ABC, Generic[Row]):
@@ -306,6 +315,7 @@ class AsyncTransaction(AsyncQueries[Row]):
 
     def __init__(self, conn: AsyncServerConnection) -> None:
         self._conn: AsyncServerConnection | None = conn
+        self._after_commit = conn.record.after_commit
 
     def __repr__(self) -> str:
         return f"<AsyncTransaction {'over' if self._conn is None else 'open'}>"
@@ -325,6 +335,18 @@ class AsyncTransaction(AsyncQueries[Row]):
         async with nested_async_transaction(self._begin_use()) as nested:
             yield nested
 
+    def on_commit(self, fn: Callable[[], object]) -> None:
+        """Have *fn* called when all is committed: after the COMMIT of the outermost block.
+
+        A coroutine function too: what it gives is awaited. Those of a transaction are called in
+        their order, outside of it. What is rolled back, with its savepoint too, takes its functions
+        along. One that raises is logged, and keeps no other from being called.
+
+        :raises RuntimeError: where the outermost transaction was begun by hand.
+        """
+        self._begin_use()
+        after_commit.add(self._after_commit, fn, takes_coroutines=True)
+
     def _hand_out(self) -> AsyncServerConnection:
         conn = self._begin_use()
         conn.record.is_handed_out = True
@@ -342,6 +364,58 @@ class AsyncTransaction(AsyncQueries[Row]):
         self._conn = None
 
 
+class AsyncTransactionalQueries(AsyncQueries[Row], Generic[Transaction_co, Row]):
+    """:class:`TransactionalQueries` for async code."""
+
+    @abstractmethod
+    def transaction(
+        self, isolation_level: IsolationLevel | str | None = None, read_only: bool | None = None
+    ) -> AbstractAsyncContextManager[Transaction_co]:
+        """A block whose queries are committed together, or rolled back on an exception."""
+
+    @abstractmethod
+    async def _is_in_transaction(self) -> bool:
+        """Whether a transaction is open that a query here would join."""
+
+    async def run_transaction(
+        self,
+        fn: Callable[[Transaction_co, Unpack[Arguments]], Awaitable[T]],
+        *args: Unpack[Arguments],
+        isolation_level: IsolationLevel | str | None = None,
+        read_only: bool | None = None,
+        retries: int = 3,
+    ) -> T:
+        """What *fn*, a coroutine function, gives with the transaction and *args*, once that is
+        committed.
+
+        It is called again, in a transaction of its own, where one ends with SQLSTATE 40001 or 40P01
+        (serialization failure, deadlock), be it at COMMIT. Before that it waits: up to 10 ms at
+        first, twice as much each time, and a second at most.
+
+        :param retries: how many times it is called again. None of them begins when the time of a
+            ``db.timeout()`` around it is up.
+        :return: None where *fn* raises :exc:`psycopg.Rollback`.
+        :raises psycopg.Error: that of the last time.
+        :raises RuntimeError: within a transaction.
+        """
+        if await self._is_in_transaction():
+            raise within_transaction()
+        allowed = Retries(fn, retries)
+        while True:
+            value: Any = None  # where the block swallows a Rollback
+            try:
+                async with self.transaction(isolation_level, read_only) as transaction:
+                    value = fn(transaction, *args)
+                    require_awaitable(value, fn)
+                    value = await value
+                return cast("T", value)
+            except MAY_PASS as error:
+                pause = allowed.pause_after(error)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+
 @asynccontextmanager
 async def outermost_async_transaction(
     conn: AsyncServerConnection,
@@ -350,6 +424,8 @@ async def outermost_async_transaction(
 ) -> AsyncIterator[AsyncTransaction[Any]]:
     """:func:`outermost_transaction`, on the running loop."""
     level = isolation_level_of(isolation_level)
+    # Not where it was begun by hand.
+    conn.record.after_commit = [] if conn.pgconn.transaction_status == _IDLE else None
     before = conn.isolation_level, conn.read_only
     if level is not None:
         await conn.set_isolation_level(level)
@@ -359,6 +435,7 @@ async def outermost_async_transaction(
         async with nested_async_transaction(conn) as transaction:
             yield transaction
     finally:
+        conn.record.after_commit = None
         if not conn.closed and before != (conn.isolation_level, conn.read_only):
             await conn.set_isolation_level(before[0])
             await conn.set_read_only(before[1])

@@ -23,12 +23,12 @@ LAYERS = [
     {"queries_async", "streaming"},
     {"queries"},
     {"json_rows"},
-    {"manager", "programs"},
+    {"manager", "programs", "retries"},
     {"connections", "csv_transfer", "embedded"},
     {"config"},
     {"rows"},
     {"events", "inspection", "per_process", "plans"},
-    {"errors", "files", "mistakes", "owned_lock", "printable", "signals"},
+    {"after_commit", "errors", "files", "mistakes", "owned_lock", "printable", "signals"},
 ]
 LEVELS = {name: len(LAYERS) - level for level, names in enumerate(LAYERS) for name in names}
 FLASK = {"flask", "werkzeug", "click", "jinja2"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from math import inf
 from time import monotonic
 from typing import TypeVar
 
@@ -33,6 +34,9 @@ WAKE_UP_EVERY = 0.1
 timeout_of_block: ContextVar[float] = ContextVar("timeout_of_block", default=0.0)
 """Seconds a query may run within ``db.timeout()``; 0 outside."""
 
+end_of_block: ContextVar[float] = ContextVar("end_of_block", default=inf)
+"""When the time of the innermost ``db.timeout()`` is up, by ``time.monotonic``."""
+
 
 class DeadlineError(Exception):
     """A query has not ended in its time. Never leaves this package."""
@@ -43,11 +47,13 @@ def block_with_timeout(timeout: float) -> Iterator[None]:
     """A block in which a query may run for *timeout* seconds, or less where less is set."""
     outer = timeout_of_block.get()
     token = timeout_of_block.set(min(timeout, outer) if outer else timeout)
+    token_of_end = end_of_block.set(min(monotonic() + timeout, end_of_block.get()))
     try:
         yield
     finally:
         with suppress(ValueError):  # the end of a generator that another thread closes
             timeout_of_block.reset(token)
+            end_of_block.reset(token_of_end)
 
 
 def until(deadline: float, gen: Generator[waiting.Wait, int, T]) -> Generator[waiting.Wait, int, T]:

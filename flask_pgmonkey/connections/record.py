@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from blinker import NamedSignal
     from psycopg._connection_base import BaseConnection
 
+    from ..after_commit import Callbacks
     from ..events import Event
     from .protocols import NotedConnection, Opener
 
@@ -84,6 +85,8 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar blocks: the open ``with`` blocks of the psycopg connection itself, innermost last, each
         with the frame that entered it.
     :ivar failed_by: what made the transaction fail that is open, or the connection.
+    :ivar after_commit: what is called when the transaction is committed that a block of ours began;
+        None outside of those.
     :ivar refusal: why its open transaction blocks will not be committed, if something is wrong.
     :ivar closed_in_transaction: whether its borrower closed it with a transaction open.
     :ivar shutdown_sqlstate: why the server ends the connection, once it has said so.
@@ -97,6 +100,7 @@ class ConnectionRecord(Generic[SourceT]):
 
     __slots__ = (
         "adapters",
+        "after_commit",
         "attributes",
         "backend_pid",
         "bind",
@@ -160,6 +164,7 @@ class ConnectionRecord(Generic[SourceT]):
         self.pipelined: list[str] | None = None
         self.transaction_began: float | None = None
         self.blocks: list[tuple[FrameType, Any]] = []
+        self.after_commit: Callbacks | None = None
         self.refusal: Refusal | None = None
         self.closed_in_transaction: bool = False
         self.has_prepared: bool = False

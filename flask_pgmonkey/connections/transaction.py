@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
     from typing_extensions import Self
 
+    from ..after_commit import Callbacks
     from .record import ConnectionRecord
 
 
@@ -51,6 +52,7 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
     """What our two transactions share: what neither blocks nor awaits."""
 
     _began_in: object = None
+    _callbacks_before: int = 0
 
     @staticmethod
     @abstractmethod
@@ -59,6 +61,7 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
 
     def _enter_gen(self) -> PQGen[None]:
         self._began_in = self._runner()
+        self._callbacks_before = len(self._conn.record.after_commit or ())  # type: ignore[attr-defined]
         if self.pgconn.transaction_status == TransactionStatus.IDLE:
             self._conn.record.failed_by = None  # type: ignore[attr-defined]
         yield from super()._enter_gen()
@@ -97,6 +100,7 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
         self, record: ConnectionRecord[Any], refusal: Refusal, exc_val: BaseException | None
     ) -> PQGen[bool]:
         conn = self._conn
+        self._drop_callbacks()
         conn._num_transactions -= 1
         self.status = self.Status.ROLLED_BACK_WITH_ERROR
         refusal.begun_by_block |= self._outer_transaction and self._conn.autocommit
@@ -110,13 +114,21 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
         return ends_quietly(exc_val, self)
 
     def _rollback_gen(self, exc_val: BaseException | None) -> PQGen[bool]:
+        self._drop_callbacks()
         is_over = yield from super()._rollback_gen(exc_val)
         if not has_failed(self.pgconn):
             self._conn.record.failed_by = None  # type: ignore[attr-defined]
         return is_over
 
+    def _drop_callbacks(self) -> None:
+        """Forget what was to be called after the commit of what this block undoes."""
+        callbacks: Callbacks | None = self._conn.record.after_commit  # type: ignore[attr-defined]
+        if callbacks:
+            del callbacks[self._callbacks_before :]
+
     def _end_dead(self, exc_val: BaseException | None) -> bool:
         """End with a connection that is dead: True if the exception goes no further."""
+        self._drop_callbacks()
         self.status: BaseTransaction.Status = self.Status.FAILED
         if exc_val is None and not self.force_rollback:
             error = psycopg.OperationalError(

@@ -21,6 +21,8 @@ from flask_pgmonkey.connections import (
     PoolConnection,
 )
 from flask_pgmonkey.plans import Plan
+from flask_pgmonkey.queries import Transaction
+from flask_pgmonkey.queries_async import AsyncQueries
 from flask_pgmonkey.streaming import RowStream
 
 T = TypeVar("T")
@@ -58,6 +60,26 @@ with users.transaction() as tx:
     assert_type(tx.explain(Q), Plan)
     with tx.transaction() as nested:
         assert_type(nested.fetch_exactly_one(Q), User)
+
+
+# Transactions that are run again
+def rename(tx: Transaction[User], user_id: int, name: str = "") -> User | None:
+    return tx.fetch_one(Q, [user_id, name])
+
+
+assert_type(users.run_transaction(rename, 1, "Ada", isolation_level="serializable"), "User | None")
+assert_type(users.bind("reports").run_transaction(lambda tx: tx.execute(Q), retries=5), int)
+assert_type(Database("db.yaml").run_transaction(lambda tx: tx.fetch_all(Q, into=User)), list[User])
+
+
+async def count(tx: AsyncQueries[Any], table: str) -> int:
+    return await tx.execute(Q, [table])
+
+
+async def run_async() -> None:
+    assert_type(await AsyncDatabase("db.yaml").run_transaction(count, "users"), int)
+    assert_type(await users.aio.run_transaction(count, "users"), int)
+
 
 # Other rows
 assert_type(tuples.fetch_all(Q, row_factory=class_row(User)), list[User])

@@ -27,4 +27,5 @@ db.fetch_one(Q).id  # type: ignore[union-attr]  # noqa: B018
 PGMonkey(row_factory=dict_row).fetch_exactly_one(Q).id  # type: ignore[attr-defined]  # noqa: B018
 db.bind("reports").fetch_one_or_404(Q)  # type: ignore[attr-defined]
 Database("db.yaml", row_factory="dict")  # type: ignore[call-overload]
+db.run_transaction(lambda tx, name: tx.execute(Q))  # type: ignore[arg-type, misc]
 name: str | None = db.fetch_value(Q, into=int)  # type: ignore[assignment]
