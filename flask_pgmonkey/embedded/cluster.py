@@ -123,7 +123,8 @@ class Cluster:
         """The server, ready for connections; launched unless it runs already.
 
         :param settings: server settings for its command line.
-        :raises EmbeddedServerError: when it ends at once, or runs where this process cannot see it.
+        :raises EmbeddedServerError: when it ends at once, runs where this process cannot see it, or
+            cannot read the data, since another major version of PostgreSQL made them.
         :raises StillStartingError: when it is not ready within a minute.
         """
         begin = time.monotonic()
@@ -174,7 +175,10 @@ class Cluster:
         try:
             if self.account is not None:  # the data may be used without root as well
                 give(lock, *self.account)
-            return self._run_in_background(settings, lock) if try_lock(lock) else 0
+            if not try_lock(lock):
+                return 0
+            self._check_version()
+            return self._run_in_background(settings, lock)
         finally:
             os.close(lock)
 
@@ -265,6 +269,37 @@ class Cluster:
             f"{self._lock_file}. Use the embedded server in one place at a time, or configure a "
             f"server that both can reach."
         )
+
+    def _check_version(self) -> None:
+        """Make sure that the programs can read the data, before anything in there changes.
+
+        :raises EmbeddedServerError: when another major version of PostgreSQL made the data.
+        """
+        with contextlib.suppress(FileNotFoundError):  # PostgreSQL itself says what is missing
+            with opened_folder(self._real_data, uid_of(self.account)) as data:
+                made_by = read_own_file(data, "PG_VERSION").decode(errors="replace").strip()
+            ours = self._major_version()
+            if made_by != ours:
+                raise EmbeddedServerError(
+                    f"PostgreSQL {made_by} made the data in {self.data}, and the embedded server "
+                    f"is PostgreSQL {ours}, which cannot read them. Nothing in there was changed. "
+                    f"To keep them, move the folder {self.data.parent} away, dump it with the "
+                    f"programs of PostgreSQL {made_by}, and load the dump with "
+                    f"`flask pgmonkey psql`: the page Upgrading in the documentation has the "
+                    f"commands. To begin afresh, delete the folder."
+                )
+
+    def _major_version(self) -> str:
+        answer: subprocess.CompletedProcess[str] = subprocess.run(
+            [self.binaries / "postgres", "--version"],
+            cwd="/",
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            **running_as(self.account),
+        )
+        return answer.stdout.split()[2].partition(".")[0]
 
     def _does_not_start(self, log: Path, old_log_size: int) -> EmbeddedServerError:
         """The error with what a server that ended at once wrote into its log."""
