@@ -60,6 +60,8 @@ if TYPE_CHECKING:
         NormalConnection,
         PoolConnection,
     )
+    from .connections.enclosing import Enclosure
+    from .copying import CopyStream
     from .monitor.recording import Recording
     from .streaming import RowStream
 
@@ -347,6 +349,53 @@ class BoundDatabase(TransactionalQueries[Row]):
         """A response with the JSON that :meth:`fetch_json` gives."""
         body = self.fetch_json(query, params)
         return current_app().response_class(body, mimetype="application/json")
+
+    def stream_json(
+        self, query: Query, params: Params | None = None, *, lines: bool = False
+    ) -> Response:
+        """A response with the rows as JSON, like :meth:`json_response`, of any size: PostgreSQL
+        makes them as the client takes them, and memory does not grow.
+
+        The query runs at the call, whose errors are the view's until the first 64 KiB are there. A
+        later one breaks the body, so that no client takes it for whole. The response takes over
+        the context's connection as :meth:`stream` does, and gives it back when it ends or the
+        client hangs up.
+
+        :param lines: an object on each line, as *NDJSON* has it, instead of one array.
+        :raises psycopg.ProgrammingError: within a transaction, which ends before the response.
+        """
+        from .responses import stream_json  # what not every app uses
+
+        return stream_json(partial(self._copy, query, params, "stream_json()"), lines)
+
+    def csv_response(
+        self, query: Query, params: Params | None = None, *, filename: str
+    ) -> Response:
+        """A response with the rows as a CSV file of any size, with the columns' names on top, for
+        the browser to save.
+
+        It is made as :meth:`stream_json` makes its own, and ends like that.
+
+        :param filename: what the browser is to call it. Any text will do: what no file can be
+            called is replaced.
+        :raises psycopg.ProgrammingError: within a transaction, which ends before the response.
+        """
+        from .responses import stream_csv  # what not every app uses
+
+        return stream_csv(partial(self._copy, query, params, "csv_response()"), filename)
+
+    def _copy(
+        self, query: Query, params: Params | None, caller: str, enclosure: Enclosure
+    ) -> CopyStream:
+        from .copying import CopyStream
+
+        conn, is_own = self._held().take_over()
+        if not is_own:
+            raise psycopg.ProgrammingError(
+                f"{caller} within a transaction, which is over before the response is sent: call it"
+                " outside of the block, or use json_response() or fetch_all() within it"
+            )
+        return CopyStream(conn, query, params, enclosure, conn.record.source.release)
 
     def _begin_use(self) -> ServerConnection:
         return held_connection(self._key, self._get_pool).begin_use()

@@ -22,7 +22,7 @@ _AS_TEXT = Enclosure(b"WITH q AS (\n", b"\n) SELECT %b FROM q" % _ARRAY, _TAKES)
 # Another client_encoding may lack characters.
 _AS_BYTES = Enclosure(
     _AS_TEXT.before,
-    b"\n) SELECT pg_catalog.convert_to(%b::pg_catalog.text, 'UTF8') FROM q" % _ARRAY,
+    b"\n) SELECT pg_catalog.convert_to(%b::text, 'UTF8') FROM q" % _ARRAY,
     _TAKES,
 )
 

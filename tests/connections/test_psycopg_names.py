@@ -28,8 +28,8 @@ NAMES_OF_PSYCOPG = {
     "_fetch_gen", "_get_tx_start_command", "_isolation_level", "_last_query", "_maybe_prepare_gen",
     "_notice_handlers", "_notifies_backlog", "_notify_handlers", "_num_transactions",
     "_outer_transaction", "_pgconn", "_pipeline", "_prepared", "_query", "_raise_for_result",
-    "_read_only", "_rollback_gen", "_set_results", "_stack_index", "_start_query", "_to_flush",
-    "_tpc", "_tpc_prepare_gen", "_tx",
+    "_read_only", "_rollback_gen", "_set_results", "_stack_index", "_start_copy_gen",
+    "_start_query", "_to_flush", "_tpc", "_tpc_prepare_gen", "_tx",
 }  # fmt: skip
 MODULES_OF_PSYCOPG = {
     "psycopg._connection_base.BaseConnection",

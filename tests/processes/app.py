@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, Response, request
 
 from flask_pgmonkey import Database, PGMonkey
 
@@ -56,3 +58,22 @@ def background() -> str:
     except RuntimeError as error:
         return str(error)
     return "ran"
+
+
+STREAMS: dict[str, Callable[..., Response]] = {
+    "json": db.stream_json,
+    "lines": partial(db.stream_json, lines=True),
+    "csv": partial(db.csv_response, filename="rows.csv"),
+}
+
+
+@app.get("/rows/<kind>/<int:count>")
+def rows(kind: str, count: int) -> Response:
+    """Rows of 100 bytes and more, of which one may fail."""
+    fails_at = request.args.get("fails_at", 0, type=int)
+    # In a FROM, PostgreSQL would write all of the series to its disk first.
+    query = (
+        "SELECT n, repeat('x', 100) AS text, 1 / (n - %s) AS share"
+        " FROM (SELECT generate_series(1, %s) AS n) AS numbers"
+    )
+    return STREAMS[kind](query, [fails_at, count])

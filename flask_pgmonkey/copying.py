@@ -1,0 +1,165 @@
+"""The rows of a query in blocks of bytes, as PostgreSQL's COPY makes them: JSON or CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import errors, sql
+from psycopg.generators import copy_from, fetch_many
+from psycopg.pq import ExecStatus
+
+from .connections.enclosing import Enclosure, enclosing_cursor
+from .connections.query_notes import NotedQuery, note_query
+from .connections.server_connection import ServerConnection
+from .connections.watching import Watch, call_site
+from .mistakes import explain_parameters
+from .signals import query_executed
+
+if TYPE_CHECKING:
+    from psycopg.abc import Params, Query
+    from psycopg.pq.abc import PGresult
+
+BLOCK_SIZE = 1 << 16
+"""Bytes that a block has at least, but for the last: each becomes a chunk of a response."""
+
+_TAKES = (
+    "It was sent as COPY (…) TO STDOUT: it can be one SELECT, VALUES or TABLE, also after WITH, or"
+    " one INSERT, UPDATE, DELETE or MERGE with RETURNING."
+)
+_COPY_QUERY = b"COPY (\n"
+CSV = Enclosure(_COPY_QUERY, b"\n) TO STDOUT (FORMAT csv, HEADER true, ENCODING 'UTF8')", _TAKES)
+# FORMAT text would double backslashes. No JSON has these quotes and delimiters in it, and line
+# breaks only between its tokens, where a column of type json has them.
+JSON_LINES = Enclosure(
+    b"COPY (WITH q AS (\n",
+    b"\n) SELECT pg_catalog.translate(pg_catalog.row_to_json(q.*)::text, e'\\n\\r', '  ') FROM q)"
+    b" TO STDOUT (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02', ENCODING 'UTF8')",
+    _TAKES,
+)
+
+
+class CopyStream(Iterator[bytes]):
+    """An iterator over what a COPY gives, in blocks of whole rows, in UTF-8.
+
+    The first block is there when it is made, so that an error of the query is raised by then. Gives
+    its connection back at its end, when it is closed, or when it is dropped.
+
+    :param conn: the connection to read through, in autocommit.
+    :param give_back: takes the connection at the end.
+    """
+
+    def __init__(
+        self,
+        conn: ServerConnection,
+        query: Query,
+        params: Params | None,
+        enclosure: Enclosure,
+        give_back: Callable[[ServerConnection], None],
+    ) -> None:
+        self._conn: ServerConnection | None = conn
+        self._give_back = give_back
+        self._query = query
+        self._call_site = call_site()
+        self._first: bytes | None = None
+        try:
+            cursor: Any = enclosing_cursor(conn, enclosure)
+            # psycopg writes parameters, and the values of a template, into what it copies.
+            cursor.holds_values = bool(params) or not isinstance(
+                query, (str, bytes, sql.Composable)
+            )
+            is_heard = bool(query_executed.receivers)
+            watch = Watch(conn, query, params, cursor=cursor) if is_heard else nullcontext()
+            with NotedQuery(conn.record, query), watch:
+                with conn.lock:
+                    conn.wait(cursor._start_copy_gen(query, params))
+                self._first = self._read()
+        except TypeError:
+            self.close()
+            explain_parameters(params)
+            raise
+        except BaseException:
+            self.close()
+            raise
+
+    def __next__(self) -> bytes:
+        block, self._first = self._first, None
+        if block is None:
+            try:
+                block = self._read()
+            except BaseException as error:
+                self.close()
+                if isinstance(error, psycopg.Error):
+                    note_query(error, self._query, self._call_site)
+                raise
+        if not block:
+            raise StopIteration
+        return block
+
+    def close(self) -> None:
+        """Give the connection back, without the rest of the rows; does nothing the second time."""
+        conn, self._conn = self._conn, None
+        if conn is None:
+            return
+        try:
+            if conn.is_at_work():
+                with conn.lock:
+                    conn.end_copy()
+        finally:
+            self._give_back(conn)
+
+    def _read(self) -> bytes:
+        """The next block; nothing at the end."""
+        conn = self._conn
+        rows: list[Any] = []
+        size = 0
+        while conn is not None and size < BLOCK_SIZE:
+            row: Any = conn.wait(copy_from(conn.pgconn))
+            if not isinstance(row, memoryview):
+                self.close()
+                break
+            # To wait for each of those that are here already would take most of the time.
+            length = len(row)
+            while length > 0:
+                rows.append(row)
+                size += length
+                if size >= BLOCK_SIZE:
+                    break
+                length, row = conn.pgconn.get_copy_data(1)
+            if length < 0:
+                _raise_for_end(conn.wait(fetch_many(conn.pgconn)), conn.info.encoding)
+                self.close()
+                break
+        return b"".join(rows)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_conn"):
+            self.close()
+
+
+def _raise_for_end(results: list[PGresult], encoding: str) -> None:
+    """Raise the error with which a COPY has ended, if it has."""
+    for result in results:
+        if result.status != ExecStatus.COMMAND_OK:
+            raise errors.error_from_result(result, encoding)
+
+
+def json_array(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The JSON objects on the lines of *blocks* as one array, which ends when all were there."""
+    before = b"["
+    for block in blocks:
+        yield before + block[:-1].replace(b"\n", b",\n")
+        before = b",\n"
+    yield b"[]\n" if before == b"[" else b"]\n"
+
+
+def json_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The JSON objects on the lines of *blocks*, of which the last ends when all were there."""
+    held_back = b""
+    for block in blocks:
+        yield held_back + block[:-2]
+        held_back = block[-2:]
+    if held_back:
+        yield held_back
