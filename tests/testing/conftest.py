@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from ..servers import PrivateServer
+from flask_pgmonkey.testing.server import DOCKER_IMAGE
+
+from ..servers import PrivateServer, docker_can_run
 
 collect_ignore = ["project"]
+if not docker_can_run(DOCKER_IMAGE):
+    collect_ignore.append("test_container.py")
 PROJECT = Path(__file__).with_name("project")
 WITHOUT_OURS = ("PYTEST_", "PGMONKEY_", "PYTHONDONTWRITEBYTECODE")
 MODULE = "flask_pgmonkey.testing.plugin"

@@ -17,7 +17,7 @@ import pytest
 
 from flask_pgmonkey.testing.server import DOCKER_IMAGE
 
-from ..servers import PrivateServer, docker_can_run
+from ..servers import PrivateServer
 from .conftest import RunPytest
 from .test_plugin import only_test, our_databases, passed
 
@@ -258,14 +258,3 @@ def test_without_a_docker_engine_one_error_says_so(
     assert "Is there a Docker engine" in done.stdout
     assert len(re.findall("^(?:ERROR|FAILED) test_", done.stdout, re.MULTILINE)) <= 1
     assert "ResourceWarning" not in done.stdout
-
-
-@pytest.mark.xfail(
-    not docker_can_run(DOCKER_IMAGE), reason="no Docker engine has the image", run=False
-)
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_container_serves_where_there_is_an_engine(run_pytest: RunPytest, workers: str) -> None:
-    done = run_pytest("-n", workers, on="docker")
-    assert passed(done) > 40
-    if workers == "0":
-        assert f"flask_pgmonkey: PostgreSQL in a container of {DOCKER_IMAGE}\n" in done.stdout
