@@ -26,7 +26,7 @@ from .borrowed import BorrowedConnections, PoolMeasures
 from .connect_errors import can_pass, copy_for_waiter
 from .liveness import IDLE_BEFORE_PING, PING_TIMEOUT, Pulse, is_connected, ping
 from .psycopg_pool import Connector, Pool
-from .record import attributes_of
+from .record import attributes_of, warn_of_late_patching
 from .server_connection import ServerConnection
 from .single_flight import SingleFlight
 from .watching import (
@@ -141,6 +141,7 @@ class PoolConnection(SyncConnectionObject[_PoolState, Block[ServerConnection]]):
     def _open_new_pool(self, state: _PoolState, deadline: float) -> Pool:
         if state.pool is not None:
             return state.pool
+        warn_of_late_patching()
         first: ServerConnection | None
         failure: Exception | None = None
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import select
 import sys
 import traceback
@@ -11,6 +12,7 @@ from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import psycopg.waiting
 from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus, TransactionStatus
 
@@ -20,13 +22,14 @@ from .marks import prepares
 if TYPE_CHECKING:
     from types import FrameType
 
-    import psycopg
     from blinker import NamedSignal
     from psycopg._connection_base import BaseConnection
 
     from ..after_commit import Callbacks
     from ..events import Event
     from .protocols import NotedConnection, Opener
+
+logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 SourceT = TypeVar("SourceT")
 
@@ -243,6 +246,19 @@ class ConnectionRecord(Generic[SourceT]):
         """Note why the server ends the connection."""
         if diagnostic.sqlstate in _SHUTDOWN:
             self.shutdown_sqlstate = diagnostic.sqlstate
+
+
+def warn_of_late_patching() -> None:
+    """Log that psycopg has chosen how it waits before gevent came, and lets no greenlet run."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("select"):
+        return
+    if getattr(psycopg.waiting.wait, "__name__", "") == "wait_c":
+        logger.warning(
+            "gevent has patched this process after the app was imported, so each query holds up all"
+            " greenlets: have gevent.monkey.patch_all() run first, which with gunicorn --preload is"
+            " in its configuration file"
+        )
 
 
 def socket_poll(fd: int) -> Callable[[int], object]:

@@ -11,6 +11,7 @@ from typing import Any
 from flask import Flask, Response, request
 
 from flask_pgmonkey import Database, PGMonkey
+from flask_pgmonkey.monitor import monitor_blueprint
 
 PID = "SELECT pg_backend_pid()"
 
@@ -19,6 +20,9 @@ app.config.from_prefixed_env()
 db = PGMonkey(app)
 database = Database(app.config["PGMONKEY_CONFIG"])
 queried_at_import: list[int] = []
+
+if os.environ.get("MONITOR"):
+    app.register_blueprint(monitor_blueprint(db, authorize=lambda: True), url_prefix="/monitor")
 
 if os.environ.get("QUERY_AT_IMPORT"):
     with app.app_context():

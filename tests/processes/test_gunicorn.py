@@ -98,6 +98,8 @@ def test_a_gevent_worker_has_no_background_loop(programs: Programs) -> None:
     gunicorn = start_gunicorn(programs, "--worker-class", "gevent", "--preload", QUERY_AT_IMPORT=1)
     assert "use the sync calls" in gunicorn.get("/background")
     assert len(json.loads(gunicorn.get("/own/one"))) == 3
+    # The app was there before gevent, whose greenlets wait for each other then.
+    assert "gevent.monkey.patch_all() run first" in gunicorn.program.stderr
     stop_gunicorn(programs, gunicorn)
 
 
