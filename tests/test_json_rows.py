@@ -22,7 +22,7 @@ from .round_trips import count_round_trips
 
 FetchJSON = Callable[..., bytes]
 
-needs_notes = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 shows no notes")
+HAS_NOTES = sys.version_info >= (3, 11)
 
 
 @pytest.fixture
@@ -229,7 +229,6 @@ def test_it_joins_the_open_transaction(db: PGMonkey[Any]) -> None:
     assert db.fetch_json("SELECT id FROM notes") == b"[]"
 
 
-@needs_notes
 @pytest.mark.parametrize(
     ("statement", "words"),
     [
@@ -250,9 +249,10 @@ def test_what_is_no_query_is_an_error_that_says_what_can_stand_there(
         db.fetch_json(statement)
     assert caught.match(words)
     assert "json_agg" not in str(caught.value)
-    notes = "\n".join(notes_of(caught.value))
-    assert f"Query: {statement}" in notes
-    assert "it can be one SELECT, VALUES or TABLE" in notes
+    if HAS_NOTES:
+        notes = "\n".join(notes_of(caught.value))
+        assert f"Query: {statement}" in notes
+        assert "it can be one SELECT, VALUES or TABLE" in notes
     assert db.fetch_value("SELECT count(*) FROM items") == 0
 
 
@@ -275,7 +275,6 @@ def test_an_error_shows_the_line_of_the_query_as_it_was_written(
         db.clear_cache()
 
 
-@needs_notes
 def test_events_and_notes_show_the_query_where_it_was_called(db: PGMonkey[Any]) -> None:
     events: list[Any] = []
 
@@ -292,8 +291,9 @@ def test_events_and_notes_show_the_query_where_it_was_called(db: PGMonkey[Any]) 
         assert (event.sql, event.kind, event.error) == (query, "query", None)
         assert event.call_site.file == __file__
     assert (events[2].sql, events[2].error) == ("SELECT 1 / 0 AS n", "DivisionByZero")
-    assert notes_of(caught.value)[0] == "Query: SELECT 1 / 0 AS n"
-    assert "Called at tests/test_json_rows.py" in notes_of(caught.value)[1]
+    if HAS_NOTES:
+        assert notes_of(caught.value)[0] == "Query: SELECT 1 / 0 AS n"
+        assert "Called at tests/test_json_rows.py" in notes_of(caught.value)[1]
 
 
 def test_it_costs_one_round_trip_and_is_prepared(db: PGMonkey[Any]) -> None:
