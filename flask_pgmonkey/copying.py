@@ -35,7 +35,8 @@ CSV = Enclosure(_COPY_QUERY, b"\n) TO STDOUT (FORMAT csv, HEADER true, ENCODING 
 # breaks only between its tokens, where a column of type json has them.
 JSON_LINES = Enclosure(
     b"COPY (WITH q AS (\n",
-    b"\n) SELECT pg_catalog.translate(pg_catalog.row_to_json(q.*)::text, e'\\n\\r', '  ') FROM q)"
+    b"\n) SELECT pg_catalog.replace(pg_catalog.replace(pg_catalog.row_to_json(q.*)::text,"
+    b" e'\\n', ' '), e'\\r', ' ') FROM q)"
     b" TO STDOUT (FORMAT csv, QUOTE e'\\x01', DELIMITER e'\\x02', ENCODING 'UTF8')",
     _TAKES,
 )

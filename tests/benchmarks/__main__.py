@@ -6,7 +6,9 @@ import argparse
 import keyword
 from importlib import import_module
 
-BENCHMARKS = ("request", "seeing", "cache", "kill", "faults", "csv", "import", "async", "testing")
+BENCHMARKS = (
+    *("request", "seeing", "cache", "kill", "faults", "csv", "json", "import", "async", "testing"),
+)
 
 
 def main() -> None:
