@@ -29,8 +29,9 @@ _TAKES = (
     "It was sent as COPY (…) TO STDOUT: it can be one SELECT, VALUES or TABLE, also after WITH, or"
     " one INSERT, UPDATE, DELETE or MERGE with RETURNING."
 )
-_COPY_QUERY = b"COPY (\n"
-CSV = Enclosure(_COPY_QUERY, b"\n) TO STDOUT (FORMAT csv, HEADER true, ENCODING 'UTF8')", _TAKES)
+_AS_CSV = b") TO STDOUT (FORMAT csv, HEADER true, ENCODING 'UTF8')"
+CSV = Enclosure(b"COPY (\n", b"\n" + _AS_CSV, _TAKES)
+_DESCRIBED = Enclosure(b"WITH q AS (\n", b"\n) SELECT * FROM q", _TAKES)
 # FORMAT text would double backslashes. No JSON has these quotes and delimiters in it, and line
 # breaks only between its tokens, where a column of type json has them.
 JSON_LINES = Enclosure(
@@ -49,7 +50,10 @@ class CopyStream(Iterator[bytes]):
     its connection back at its end, when it is closed, or when it is dropped.
 
     :param conn: the connection to read through, in autocommit.
+    :param enclosure: what makes the COPY of the query.
     :param give_back: takes the connection at the end.
+    :param safe_formulas: of CSV, which nothing in it is to be for a spreadsheet. It takes two round
+        trips more.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class CopyStream(Iterator[bytes]):
         params: Params | None,
         enclosure: Enclosure,
         give_back: Callable[[ServerConnection], None],
+        safe_formulas: bool = False,
     ) -> None:
         self._conn: ServerConnection | None = conn
         self._give_back = give_back
@@ -66,16 +71,16 @@ class CopyStream(Iterator[bytes]):
         self._call_site = call_site()
         self._first: bytes | None = None
         try:
-            cursor: Any = enclosing_cursor(conn, enclosure)
-            # psycopg writes parameters, and the values of a template, into what it copies.
-            cursor.holds_values = bool(params) or not isinstance(
-                query, (str, bytes, sql.Composable)
-            )
+            # psycopg would do so for a COPY, which takes no parameters.
+            holds_values = bool(params) or not isinstance(query, (str, bytes, sql.Composable))
             is_heard = bool(query_executed.receivers)
-            watch = Watch(conn, query, params, cursor=cursor) if is_heard else nullcontext()
-            with NotedQuery(conn.record, query), watch:
-                with conn.lock:
-                    conn.wait(cursor._start_copy_gen(query, params))
+            watch = Watch(conn, query, params) if is_heard else nullcontext()
+            with NotedQuery(conn.record, query), watch, conn.lock:
+                text = _merged(conn, query, params) if holds_values else query
+                if safe_formulas:
+                    enclosure = _without_formulas(conn, text, holds_values)
+                cursor: Any = enclosing_cursor(conn, enclosure, holds_values)
+                conn.wait(cursor._start_copy_gen(text))
                 self._first = self._read()
         except TypeError:
             self.close()
@@ -138,6 +143,28 @@ class CopyStream(Iterator[bytes]):
     def __del__(self) -> None:
         if hasattr(self, "_conn"):
             self.close()
+
+
+def _merged(conn: ServerConnection, query: Any, params: Params | None) -> bytes:
+    """The text of *query* with the values of its parameters in it."""
+    text = psycopg.ClientCursor(conn).mogrify(query, params)
+    return text.encode(conn.info.encoding)
+
+
+def _without_formulas(conn: ServerConnection, query: Query, holds_values: bool) -> Enclosure:
+    """What makes CSV of *query*, in which a spreadsheet finds no formula."""
+    from .csv_transfer.exporting import guarded_columns  # what few apps use
+
+    cursor: Any = enclosing_cursor(conn, _DESCRIBED, holds_values)
+    columns = conn.wait(cursor.describe_gen(query))
+    if not columns:
+        return CSV
+    names, shown = (each.as_bytes(conn) for each in guarded_columns(conn, columns))
+    return Enclosure(
+        b"COPY (WITH q (" + names + b") AS (\n",
+        b"\n) SELECT " + shown + b" FROM q" + _AS_CSV,
+        _TAKES,
+    )
 
 
 def _raise_for_end(results: list[PGresult], encoding: str) -> None:

@@ -369,7 +369,12 @@ class BoundDatabase(TransactionalQueries[Row]):
         return stream_json(partial(self._copy, query, params, "stream_json()"), lines)
 
     def csv_response(
-        self, query: Query, params: Params | None = None, *, filename: str
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        filename: str,
+        safe_formulas: bool = False,
     ) -> Response:
         """A response with the rows as a CSV file of any size, with the columns' names on top, for
         the browser to save.
@@ -378,14 +383,22 @@ class BoundDatabase(TransactionalQueries[Row]):
 
         :param filename: what the browser is to call it. Any text will do: what no file can be
             called is replaced.
+        :param safe_formulas: put an apostrophe before texts, and names of columns, that a
+            spreadsheet would take for a formula. It takes two round trips more.
         :raises psycopg.ProgrammingError: within a transaction, which ends before the response.
         """
         from .responses import stream_csv  # what not every app uses
 
-        return stream_csv(partial(self._copy, query, params, "csv_response()"), filename)
+        begin_copy = partial(self._copy, query, params, "csv_response()")
+        return stream_csv(begin_copy, filename, safe_formulas)
 
     def _copy(
-        self, query: Query, params: Params | None, caller: str, enclosure: Enclosure
+        self,
+        query: Query,
+        params: Params | None,
+        caller: str,
+        enclosure: Enclosure,
+        safe_formulas: bool = False,
     ) -> CopyStream:
         from .copying import CopyStream
 
@@ -395,7 +408,8 @@ class BoundDatabase(TransactionalQueries[Row]):
                 f"{caller} within a transaction, which is over before the response is sent: call it"
                 " outside of the block, or use json_response() or fetch_all() within it"
             )
-        return CopyStream(conn, query, params, enclosure, conn.record.source.release)
+        give_back = conn.record.source.release
+        return CopyStream(conn, query, params, enclosure, give_back, safe_formulas)
 
     def _begin_use(self) -> ServerConnection:
         return held_connection(self._key, self._get_pool).begin_use()

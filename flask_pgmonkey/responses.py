@@ -9,12 +9,11 @@ from urllib.parse import quote
 from flask import Response
 from werkzeug.wsgi import ClosingIterator
 
-from .connections.enclosing import Enclosure
 from .contexts import current_app
 from .copying import CSV, JSON_LINES, CopyStream, json_array, json_lines
 
-BeginCopy = Callable[[Enclosure], CopyStream]
-"""Runs a query within a COPY."""
+BeginCopy = Callable[..., CopyStream]
+"""Runs a query within an :class:`Enclosure`. Takes ``safe_formulas`` too."""
 
 
 def stream_json(begin_copy: BeginCopy, lines: bool) -> Response:
@@ -26,10 +25,11 @@ def stream_json(begin_copy: BeginCopy, lines: bool) -> Response:
     )
 
 
-def stream_csv(begin_copy: BeginCopy, filename: str) -> Response:
+def stream_csv(begin_copy: BeginCopy, filename: str, safe_formulas: bool) -> Response:
     """A response with a CSV file that the browser saves."""
     disposition = _attachment(filename)
-    response = current_app().response_class(begin_copy(CSV), mimetype="text/csv")
+    blocks = begin_copy(CSV, safe_formulas=safe_formulas)
+    response = current_app().response_class(blocks, mimetype="text/csv")
     response.headers["Content-Disposition"] = disposition
     return response
 

@@ -361,6 +361,47 @@ def test_what_no_file_can_be_called_is_replaced(db: PGMonkey, filename: str, sav
     assert options["filename"] == saved_as
 
 
+FORMULAS = """
+    SELECT %s::text AS "=name", -5 AS number, '-5'::text AS text, NULL::text AS "+missing",
+        '@x'::char(4) AS padded, '{"=1"}'::text[] AS list, current_date AS day -- as it is;
+"""
+
+
+def test_a_spreadsheet_finds_no_formula_where_none_is_wanted(db: PGMonkey) -> None:
+    today = str(db.fetch_value("SELECT current_date"))
+    value = '=HYPERLINK("http://evil")'
+    response = db.csv_response(FORMULAS, [value], filename="x.csv", safe_formulas=True)
+    head, row = csv.reader(io.StringIO(response.get_data(as_text=True)))
+    assert head == ["'=name", "number", "text", "'+missing", "padded", "list", "day"]
+    assert row == [f"'{value}", "-5", "'-5", "", "'@x  ", "{=1}", today]
+    response = db.csv_response(FORMULAS, [value], filename="x.csv")
+    assert next(csv.reader(io.StringIO(response.get_data(as_text=True))))[0] == "=name"
+
+
+def test_a_query_that_is_looked_at_first_runs_once_and_errs_as_others_do(db: PGMonkey) -> None:
+    db.execute("CREATE TABLE notes (text text)")
+
+    def respond(*args: Any) -> Response:
+        return db.csv_response(*args, filename="x.csv", safe_formulas=True)
+
+    insert = "INSERT INTO notes VALUES (%s) RETURNING text;"
+    assert respond(insert, ["=1"]).get_data() == b"text\n'=1\n"
+    assert db.fetch_value("SELECT count(*) FROM notes") == 1
+    with pytest.raises(psycopg.errors.UndefinedColumn) as caught:
+        respond("SELECT 1,\n colour\nFROM pg_class")
+    assert str(caught.value) == 'column "colour" does not exist\nLINE 2:  colour\n         ^'
+    with pytest.raises(psycopg.errors.UndefinedColumn) as caught:
+        respond("SELECT %s, colour FROM pg_class", ["a secret"])
+    assert str(caught.value) == 'column "colour" does not exist'
+    for statement in ("SELECT 1; SELECT 2", "CREATE TABLE t ()"):
+        with pytest.raises(psycopg.errors.SyntaxError):
+            respond(statement)
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        respond("SELECT 1 / n AS x FROM (VALUES (0)) AS numbers (n)")
+    assert respond("SELECT FROM notes").status_code == 200
+    assert borrowed_connections() == []
+
+
 def test_it_serves_binds_too(database: dict[str, Any]) -> None:
     app = Flask("tests")
     config = {"connection_settings": database}

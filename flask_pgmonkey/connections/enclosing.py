@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 import sys
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import psycopg
 from psycopg import errors
 from psycopg.abc import ConnectionType
+from psycopg.generators import execute
+from psycopg.pq import ExecStatus
 from psycopg.rows import Row
 
 from .cursor import AsyncCursor, Cursor, MarkingCursor
@@ -20,7 +22,7 @@ from .marks import without_semicolon
 
 if TYPE_CHECKING:
     from psycopg._queries import PostgresQuery
-    from psycopg.abc import Params, Query
+    from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
 
     from .server_connection import ServerConnection
@@ -47,7 +49,7 @@ class EnclosingCursor(MarkingCursor[ConnectionType, Row]):
     """Encloses the text of a query as it is sent, where a ``%`` means nothing any more.
 
     :ivar enclosure: what is put around it.
-    :ivar holds_values: whether that text holds the values of parameters, which no error must show.
+    :ivar holds_values: whether values of parameters are in that text, which no error must show.
     """
 
     enclosure: Enclosure
@@ -58,6 +60,24 @@ class EnclosingCursor(MarkingCursor[ConnectionType, Row]):
         before, after, _ = self.enclosure
         pgq.query = before + without_semicolon(pgq.query) + after
         return pgq
+
+    def describe_gen(self, query: Query) -> PQGen[list[tuple[str, int]]]:
+        """The name and the type's OID of each column of a *query*, which does not run."""
+        yield from self._start_query(query)
+        self._last_query = query
+        self._query = self._convert_query(query)
+        self._pgconn.send_prepare(b"", self._query.query)
+        (result,) = yield from execute(self._pgconn)
+        if result.status == ExecStatus.COMMAND_OK:
+            self._pgconn.send_describe_prepared(b"")
+            (result,) = yield from execute(self._pgconn)
+        if result.status != ExecStatus.COMMAND_OK:
+            self._raise_for_result(result)
+        encoding = self._conn.info.encoding
+        return [
+            ((result.fname(number) or b"").decode(encoding), result.ftype(number))
+            for number in range(result.nfields)
+        ]
 
     def _raise_for_result(self, result: PGresult) -> NoReturn:
         try:
@@ -104,13 +124,19 @@ def _enclosing(cursor_class: type[Any]) -> type[Any]:
     return type(f"Enclosing{cursor_class.__name__}", (cursor_class, EnclosingCursor), {})
 
 
-def enclosing_cursor(conn: ServerConnection, enclosure: Enclosure) -> psycopg.Cursor[Any]:
-    """A cursor of *conn* that puts each query into *enclosure*."""
+def enclosing_cursor(
+    conn: ServerConnection, enclosure: Enclosure, holds_values: bool = False
+) -> psycopg.Cursor[Any]:
+    """A cursor of *conn* that puts each query into *enclosure*.
+
+    :param holds_values: whether values of parameters are in its queries.
+    """
     factory: object = conn.cursor_factory
     cursor_class = _enclosing(factory if isinstance(factory, type) else Cursor)
-    cursor: psycopg.Cursor[Any] = cursor_class(conn)
-    cursor.enclosure = enclosure  # type: ignore[attr-defined]
-    return cursor
+    cursor: Any = cursor_class(conn)
+    cursor.enclosure = enclosure
+    cursor.holds_values = holds_values
+    return cast("psycopg.Cursor[Any]", cursor)
 
 
 def enclosing_async_cursor(
@@ -119,6 +145,6 @@ def enclosing_async_cursor(
     """A cursor of *conn* that puts each query into *enclosure*."""
     factory: object = conn.cursor_factory
     cursor_class = _enclosing(factory if isinstance(factory, type) else AsyncCursor)
-    cursor: psycopg.AsyncCursor[Any] = cursor_class(conn)
-    cursor.enclosure = enclosure  # type: ignore[attr-defined]
-    return cursor
+    cursor: Any = cursor_class(conn)
+    cursor.enclosure = enclosure
+    return cast("psycopg.AsyncCursor[Any]", cursor)

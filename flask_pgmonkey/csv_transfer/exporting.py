@@ -147,6 +147,19 @@ def _without_formulas(
     connection: psycopg.Connection[Any], select: sql.Composable, columns: list[tuple[str, int]]
 ) -> sql.Composable:
     """*select* with an apostrophe before what a spreadsheet would take for a formula."""
+    if not columns:
+        return select
+    aliases, shown = guarded_columns(connection, columns)
+    return sql.SQL("SELECT {} FROM ({}\n) AS rows ({})").format(shown, select, aliases)
+
+
+def guarded_columns(
+    connection: psycopg.Connection[Any], columns: list[tuple[str, int]]
+) -> tuple[sql.Composed, sql.Composed]:
+    """Names for *columns*, and what to select of them so that no spreadsheet finds a formula.
+
+    :param columns: the name and the type's OID of each.
+    """
     harmless = {connection.adapters.types[name].oid for name in HARMLESS_TYPES}
     aliases = [sql.Identifier(f"c{number}") for number in range(len(columns))]
     # What concat gives is what COPY writes, unlike a cast to text, which drops a char(n)'s blanks.
@@ -162,11 +175,7 @@ def _without_formulas(
         )
         for alias, (name, type_oid) in zip(aliases, columns, strict=True)
     ]
-    if not shown:
-        return select
-    return sql.SQL("SELECT {} FROM ({}\n) AS rows ({})").format(
-        sql.SQL(", ").join(shown), select, sql.SQL(", ").join(aliases)
-    )
+    return sql.SQL(", ").join(aliases), sql.SQL(", ").join(shown)
 
 
 def _users_sql(text: str) -> sql.SQL:
