@@ -48,9 +48,11 @@ def parse_character(ctx: click.Context, param: click.Parameter, value: str | Non
         raise click.BadParameter(str(error)) from error
 
 
-def checked_dialect(delimiter: str | None, quote: str | None, null: str) -> Dialect:
+def checked_dialect(
+    delimiter: str | None, quote: str | None, null: str, escape: str | None = None
+) -> Dialect:
     try:
-        return Dialect(delimiter or ",", quote or '"', null)
+        return Dialect(delimiter or ",", quote or '"', null, escape)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -81,7 +83,6 @@ def format_options(command: F) -> F:
             default="",
             help="What stands for NULL where it is not in quotes; nothing by default.",
         ),
-        click.option("--quote", metavar="CHAR", callback=parse_character),
         click.option(
             "--delimiter", metavar="CHAR", callback=parse_character, help=r"One character, or \t."
         ),

@@ -14,6 +14,7 @@ from .csv_commands import (
     counted,
     exiting_on_interrupt,
     format_options,
+    parse_character,
     parse_names,
     progress_bar,
 )
@@ -46,6 +47,7 @@ def parse_sql(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Only the rows for which this condition holds.",
 )
 @format_options
+@click.option("--quote", metavar="CHAR", callback=parse_character)
 @click.option("--no-header", is_flag=True, help="Do not write the names of the columns.")
 @click.option(
     "--safe-formulas",

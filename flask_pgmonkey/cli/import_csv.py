@@ -9,6 +9,7 @@ import click
 
 from .. import csv_transfer
 from ..csv_transfer import (
+    NO_QUOTE,
     ImportResult,
     ImportSettings,
     read_import_settings,
@@ -21,6 +22,7 @@ from .csv_commands import (
     counted,
     exiting_on_interrupt,
     format_options,
+    parse_character,
     parse_names,
     progress_bar,
 )
@@ -29,11 +31,31 @@ from .targets import Target, database_options
 from .terminal import say_aside
 
 
+def parse_quote(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return NO_QUOTE if value == "none" else parse_character(ctx, param, value)
+
+
+def parse_escape(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return "" if value == "double" else parse_character(ctx, param, value)
+
+
 @click.command("import-csv")
 @click.argument("table")
 @click.argument("file")
 @database_options
 @format_options
+@click.option(
+    "--quote",
+    metavar="CHAR",
+    callback=parse_quote,
+    help="One character, or none where quotes are plain characters.",
+)
+@click.option(
+    "--escape",
+    metavar="CHAR",
+    callback=parse_escape,
+    help=r"What stands before a quote within quotes, such as \, or double.",
+)
 @click.option("--header/--no-header", default=None, help="Whether the first line has names.")
 @click.option(
     "--columns",
@@ -71,6 +93,7 @@ def import_csv(
     encoding: str | None,
     delimiter: str | None,
     quote: str | None,
+    escape: str | None,
     header: bool | None,
     columns: list[str],
     null: str,
@@ -103,8 +126,10 @@ def import_csv(
     if text and not create:
         raise click.UsageError("--text goes with --create.")
     delimiter, quote = delimiter or settings.delimiter, quote or settings.quotechar
+    if escape is None:
+        escape = settings.escapechar
     if delimiter and quote:
-        checked_dialect(delimiter, quote, null)
+        checked_dialect(delimiter, quote, null, None if escape == quote else escape or None)
     names, mapping = split_columns(columns)
     keep_names = keep_names or settings.enforce_lowercase is False
     with exiting_on_interrupt("nothing was imported"):
@@ -116,6 +141,7 @@ def import_csv(
                 encoding=encoding or settings.encoding,
                 delimiter=delimiter,
                 quote=quote,
+                escape=escape,
                 null=null,
                 header=settings.has_headers if header is None else header,
                 columns=names,
@@ -139,6 +165,7 @@ def import_csv(
                 enforce_lowercase=not keep_names,
                 delimiter=result.dialect.delimiter,
                 quotechar=result.dialect.quote,
+                escapechar=result.dialect.escape,
                 encoding=result.encoding,
             ),
         )

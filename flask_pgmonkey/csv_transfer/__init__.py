@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .dialect import Dialect, check_character
+from .dialect import NO_QUOTE, Dialect, check_character
 from .errors import CSVTransferError
 from .exporting import export_csv
 from .importing import ImportResult, import_csv
@@ -11,6 +11,7 @@ from .settings import ImportSettings, read_import_settings, settings_path, write
 from .streams import Progress, check_encoding
 
 __all__ = [
+    "NO_QUOTE",
     "AdvancedSequence",
     "CSVTransferError",
     "Dialect",

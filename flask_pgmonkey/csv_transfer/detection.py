@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import codecs
 import itertools
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
+from .checking import keeps_values_whole
 from .dialect import Dialect, line_end_of, split_records
 from .errors import CSVTransferError
-from .inference import TEXT, infer_types, value_class
+from .inference import TEXT, value_class
 from .tables import find_column
 
 BYTE_ORDER_MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16.
@@ -33,8 +36,11 @@ SAMPLE_SIZE = 30_000
 SAMPLE_RECORDS = 200
 
 
-def detect_encoding(sample: bytes) -> str:
-    """The encoding of a file that begins with *sample*: by its mark, or else the likeliest."""
+def detect_encoding(sample: bytes, file: str) -> str:
+    """The encoding of a file that begins with *sample*: by its mark, or else the likeliest.
+
+    :raises CSVTransferError: if nothing tells.
+    """
     for mark, encoding in BYTE_ORDER_MARKS:
         if sample.startswith(mark):
             return encoding
@@ -43,6 +49,9 @@ def detect_encoding(sample: bytes) -> str:
             if _decodes(sample, encoding):
                 return encoding
     if _decodes(sample, "utf-8"):
+        return "utf-8"
+    good, wrong = _utf8_weight(sample)
+    if good > wrong:  # A few bytes of another encoding in UTF-8: an error will say where.
         return "utf-8"
     from charset_normalizer import from_bytes  # Costs 30 ms, and most files do not need it.
 
@@ -54,9 +63,34 @@ def detect_encoding(sample: bytes) -> str:
         # In single bytes almost anything decodes: believe those only with a language in them.
         if name in MULTIBYTE_ENCODINGS or (name in SINGLE_BYTE_ENCODINGS and match.coherence)
     ]
-    if ranked:
+    if ranked and 2 * good < wrong:
         return min(ranked)[-1]
-    return "cp1252" if _decodes(sample, "cp1252") else "utf-8"
+    line = sample[: _first_not_utf8(sample)].count(b"\n") + 1
+    raise CSVTransferError(
+        f"{file}, line {line}: this is not UTF-8, and too little of the file tells what it is; name"
+        " its encoding with --encoding, such as cp1252",
+        file=file,
+        line=line,
+    )
+
+
+def _first_not_utf8(sample: bytes) -> int:
+    try:
+        sample.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(sample)
+
+
+_UTF8_CHARACTER = re.compile(
+    rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}"
+)
+
+
+def _utf8_weight(sample: bytes) -> tuple[int, int]:
+    """How many characters beyond ASCII are UTF-8, and how many bytes are of none."""
+    rest, good = _UTF8_CHARACTER.subn(b"", sample)
+    return good, len(rest.translate(None, bytes(range(128))))
 
 
 def _decodes(sample: bytes, encoding: str) -> bool:
@@ -73,48 +107,126 @@ def detect_dialect(
     *,
     delimiter: str | None,
     quote: str | None,
+    escape: str | None,
     null: str,
+    file: str,
 ) -> Dialect:
     """The dialect of a file that begins with *sample*, UTF-8 cut off anywhere.
 
-    It is the one under which the first record names *columns* of the table; else the one that
-    gives every record the same number of values, more than one, at best that of the table's
-    columns; else the one that divides the first record. Among several, the most usual.
+    It is one under which quotes open and close whole values; at best the one under which the first
+    record names *columns* of the table; else one that gives every record the same number of values,
+    more than one; else one that divides the first record. Among several it is the one that gives by
+    far the most numbers, dates and the like, or else as many values as the table has columns.
     ``csv.Sniffer`` is no match: it takes any character that comes often enough.
 
     :param delimiter: what the user said, or None.
     :param quote: likewise.
+    :param escape: likewise; nothing, or the quote itself, if quotes are doubled.
     :raises ValueError: if what the user said cannot be.
+    :raises CSVTransferError: if several are as likely.
     """
-    if delimiter and quote:
-        return Dialect(delimiter, quote, null)
     choices = [
-        Dialect(each_delimiter, each_quote, null)
+        Dialect(each_delimiter, each_quote, null, each_escape)
         for each_quote in (quote or _likely_quotes(sample))
+        for each_escape in _likely_escapes(sample, each_quote, escape)
         for each_delimiter in (delimiter or DELIMITERS)
-        if each_delimiter != each_quote
+        if each_delimiter not in (each_quote, each_escape)
     ]
-    by_choice = [(dialect, _sample_rows(sample, dialect)) for dialect in choices]
-    for dialect, rows in by_choice:
-        if columns and all(name and find_column(name, columns) for name in rows[0]):
-            return dialect
+    if len(choices) == 1:
+        return choices[0]
+    if not choices:  # What the user said cannot be; let it say why.
+        return Dialect(delimiter or ",", quote or '"', null, escape or None)
+    begin = sample[:SAMPLE_SIZE]
+    is_whole = len(sample) <= SAMPLE_SIZE
+    clean = [each for each in choices if keeps_values_whole(begin, each, is_whole=is_whole)]
+    by_choice = [(dialect, _sample_rows(sample, dialect)) for dialect in clean or choices]
+    named = [
+        (dialect, rows)
+        for dialect, rows in by_choice
+        if columns and all(name and find_column(name, columns) for name in rows[0])
+    ]
+    if named:
+        return next((dialect for dialect, rows in named if _is_even(rows)), named[0][0])
     divided = [(dialect, rows) for dialect, rows in by_choice if len(rows[0]) > 1]
-    even = [(dialect, rows) for dialect, rows in divided if len({*map(len, rows)}) == 1]
-    fitting = [
-        (dialect, rows) for dialect, rows in even if columns and len(rows[0]) == len(columns)
+    even = [(dialect, rows) for dialect, rows in divided if _is_even(rows)]
+    return _likeliest(even or divided or by_choice[:1], columns, file)
+
+
+def _likeliest(
+    choices: Sequence[tuple[Dialect, list[list[str | None]]]],
+    columns: Sequence[str] | None,
+    file: str,
+) -> Dialect:
+    """The dialect that most speaks for, among some with the rows that they give.
+
+    :raises CSVTransferError: if as much speaks for another.
+    """
+    # Quotes and escapes come in the order of their likelihood; delimiters are weighed.
+    first, _ = choices[0]
+    rivals = [
+        (dialect, rows)
+        for dialect, rows in choices
+        if (dialect.quote, dialect.escape) == (first.quote, first.escape)
     ]
-    ragged = [(dialect, rows) for dialect, rows in divided if dialect.quote == choices[0].quote]
-    return next(iter(fitting or even or ragged or by_choice))[0]
+    fitting = [dialect for dialect, rows in rivals if columns and len(rows[0]) == len(columns)]
+    ranked = sorted(rivals, key=lambda each: -_typed_share(each[1], each[0]))
+    likeliest = ranked[0][0]
+    shares = [_typed_share(rows, dialect) for dialect, rows in ranked]
+    is_clear = len(shares) == 1 or shares[0] >= shares[1] + CLEAR_LEAD
+    if not is_clear and len(fitting) == 1:
+        likeliest, is_clear = fitting[0], True
+    if is_clear and (not fitting or likeliest in fitting):
+        return likeliest
+    other = next(each for each in (*fitting, *(each for each, _ in ranked)) if each != likeliest)
+    raise CSVTransferError(
+        f"{file}: the values may be separated by {likeliest.delimiter!r} or by"
+        f" {other.delimiter!r}; say which with --delimiter",
+        file=file,
+        line=1,
+    )
+
+
+CLEAR_LEAD = 0.1
+"""Of the values, how many more must be numbers, dates and the like for a delimiter to be clear."""
+
+MOSTLY = 0.9
+"""How much of a column's values must be numbers, dates and the like, for all but slips to be."""
+
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+
+
+def _typed_share(rows: Sequence[Sequence[str | None]], dialect: Dialect) -> float:
+    """How much of the values under *dialect* is numbers, dates and the like."""
+    values = [value for row in rows for value in row if value]
+    typed = sum(
+        value_class(value) not in (TEXT, "boolean")  # It may be the letter t or f.
+        or (dialect.delimiter != "," and _DECIMAL_COMMA.fullmatch(value) is not None)
+        for value in values
+    )
+    return typed / len(values) if values else 0.0
+
+
+def _is_even(rows: Sequence[Sequence[str | None]]) -> bool:
+    widths = [len(row) for row in rows]
+    while len(widths) > 1 and rows[len(widths) - 1] == [None]:  # A blank line at the end.
+        widths.pop()
+    return len({*widths}) == 1
+
+
+def _likely_escapes(sample: bytes, quote: str, escape: str | None) -> Iterable[str | None]:
+    if escape is not None:
+        return [None if escape == quote else escape or None]
+    return [None, "\\"] if b"\\" + quote.encode() in sample else [None]
 
 
 def _likely_quotes(sample: bytes) -> str:
     first_line = sample.splitlines()[0].strip()
     in_apostrophes = first_line.startswith(b"'") and first_line.endswith(b"'")
-    return "'\"" if in_apostrophes else "\"'"
+    return "'\"" if in_apostrophes else '"'
 
 
 def _sample_rows(sample: bytes, dialect: Dialect) -> list[list[str | None]]:
-    groups = split_records([sample[:SAMPLE_SIZE]], dialect.quote, line_end_of(sample))
+    groups = split_records([sample[:SAMPLE_SIZE]], dialect, line_end_of(sample))
     records = list(itertools.chain.from_iterable(groups))
     if len(sample) > SAMPLE_SIZE and len(records) > 1:
         records.pop()  # It is cut off.
@@ -126,23 +238,72 @@ def detect_header(
 ) -> bool:
     """Whether the first of *rows* names columns.
 
-    It does if it has the name of one of the table's *columns*, or if a word in it stands above
-    values that are numbers, dates or the like; it does not if it has such values itself. For a
-    table that is yet to be created it does in doubt.
+    It does if it has the name of one of the table's *columns*. Else a word in it that stands above
+    little but numbers, dates or the like speaks for it, and such a value against it, unless the
+    record looks like the head of a cross table, as ``Country,2019,2020`` does.
 
-    :raises CSVTransferError: in doubt, where the table exists.
+    :raises CSVTransferError: if there is as much for it as against it.
     """
-    first, rest = rows[0], rows[1:]
+    first, rest = rows[0], rows[1 : SAMPLE_RECORDS + 1]
     if columns and any(name and find_column(name, columns) for name in first):
         return True
-    if any(value and value_class(value) != TEXT for value in first):
-        return False
-    below = infer_types(rest, len(first))
-    if columns is None or any(found != TEXT for found in below):
-        return True
+    below = [_most_common_kind(rest, index) for index in range(len(first))]
+    kinds = [_kind_of(value) if value else None for value in first]
+    names = sum(kind == "word" and down in VALUES for kind, down in zip(kinds, below, strict=True))
+    values = sum(
+        kind == "value" or kind == down == "number" for kind, down in zip(kinds, below, strict=True)
+    )
+    if values and _heads_cross_table(first, rest):
+        values = 0
+    if names != values:
+        return names > values
     raise CSVTransferError(
-        f"{file}: the first line names no column of the table and may be a header or not; say"
-        " --header (and map its names with --columns) or --no-header",
+        f"{file}: the first line may be a header or not; say --header (and map names that the table"
+        " does not have with --columns) or --no-header",
         file=file,
         line=1,
     )
+
+
+VALUES = ("value", "number")
+_NUMBERS = re.compile(r"[+-]?[$€£]? ?\d[\d.,:/' -]*[%€$£]?", re.ASCII)
+"""Dates, times, sums and the like as people write them all over the world."""
+
+
+def _kind_of(text: str) -> str:
+    """``value`` if a type holds *text*, ``number`` if it is none but digits and marks, ``word``."""
+    if value_class(text) != TEXT or _DECIMAL_COMMA.fullmatch(text):
+        return "value"
+    return "number" if _NUMBERS.fullmatch(text) else "word"
+
+
+def _most_common_kind(rows: Sequence[Sequence[str | None]], index: int) -> str | None:
+    """The kind of nearly all of the values in a column, else ``word``; None if there are none."""
+    values = [row[index] for row in rows if len(row) > index]
+    kinds = Counter(_kind_of(value) for value in values if value)
+    if not kinds:
+        return None
+    if kinds["value"] + kinds["number"] < MOSTLY * kinds.total():
+        return "word"
+    return "value" if kinds["value"] >= kinds["number"] else "number"
+
+
+def _heads_cross_table(first: Sequence[str | None], rest: Sequence[Sequence[str | None]]) -> bool:
+    """Whether all but the first value are years, or numbers in sequence, unlike those below."""
+
+    def series(row: Sequence[str | None]) -> str | None:
+        numbers = [int(value) for value in row[1:] if value and _NUMBER.fullmatch(value)]
+        if len(numbers) != len(row) - 1 or not numbers:
+            return None
+        if all(1800 <= each < 2200 for each in numbers):
+            return "years"
+        in_sequence = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        return "sequence" if in_sequence and len(numbers) > 1 else None
+
+    is_label = first[0] is None or value_class(first[0]) == TEXT
+    found = series(first)
+    is_common = bool(rest) and all(series(row) == found for row in rest)
+    return is_label and found is not None and not is_common
+
+
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)

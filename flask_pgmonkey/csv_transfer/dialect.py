@@ -11,6 +11,12 @@ from functools import cached_property
 MOST_VALUES = 16_384
 """What a record is divided into at most: ten times what a table has columns."""
 
+NO_QUOTE = "\x01"
+"""The quote of files in which quotes are plain characters: one that stands in no text."""
+
+ESCAPED_QUOTE = b"\0\1"
+"""What stands for it in :meth:`Dialect.neutral`."""
+
 
 class LongRecordError(Exception):
     """A record that goes on and on, as where a quote stays open."""
@@ -37,12 +43,31 @@ class Dialect:
     quote: str = '"'
     null: str = ""
     """What an unquoted value must equal to be NULL."""
+    escape: str | None = None
+    """What stands before a quote within quotes, and before itself; None if quotes are doubled."""
 
     def __post_init__(self) -> None:
         check_character(self.delimiter)
         check_character(self.quote)
         if self.delimiter == self.quote:
             raise ValueError(f"delimiter and quote are both {self.quote!r}")
+        if self.escape is not None:
+            check_character(self.escape)
+            if self.escape in (self.delimiter, self.quote):
+                raise ValueError(
+                    f"the escape is {self.escape!r}, as the delimiter or the quote; a quote that is"
+                    " doubled needs none"
+                )
+
+    def neutral(self, text: bytes) -> bytes:
+        """*text*, as long as it is, in which every quote opens or closes.
+
+        What is escaped outside of quotes too, which :func:`.checking.checked` refuses.
+        """
+        if self.escape is None:
+            return text
+        escape, quote = self.escape.encode(), self.quote.encode()
+        return text.replace(2 * escape, b"\0\0").replace(escape + quote, ESCAPED_QUOTE)
 
     @cached_property
     def _delimiter_or_quoted(self) -> re.Pattern[bytes]:
@@ -66,7 +91,7 @@ class Dialect:
         values: list[bytes] = []
         opened: list[bytes] = []  # the pieces of a value whose quote is still open
         for piece in pieces:
-            changes = bool(piece.count(quote) & 1)
+            changes = bool(self.neutral(piece).count(quote) & 1)
             if opened:
                 opened.append(piece)
                 if changes:
@@ -84,7 +109,7 @@ class Dialect:
         """:meth:`split` without a piece of memory for each delimiter, at half the speed."""
         values: list[bytes] = []
         begin = 0
-        for found in self._delimiter_or_quoted.finditer(record):
+        for found in self._delimiter_or_quoted.finditer(self.neutral(record)):
             if found.lastindex:
                 values.append(record[begin : found.start()])
                 begin = found.end()
@@ -100,6 +125,9 @@ class Dialect:
     def _unquote(self, piece: str) -> str | None:
         if self.quote not in piece:
             return None if piece == self.null else piece
+        if self.escape is not None:
+            escaped = f"{re.escape(self.escape)}([{re.escape(self.escape + self.quote)}])"
+            return re.sub(f"{escaped}|{re.escape(self.quote)}", lambda found: found[1] or "", piece)
         parts = piece.split(self.quote)  # What is outside of quotes, inside, outside …
         for outside in range(2, len(parts) - 1, 2):
             if not parts[outside]:  # Between two quotes: a doubled one.
@@ -113,7 +141,7 @@ def line_end_of(sample: bytes) -> bytes:
 
 
 def split_records(
-    blocks: Iterable[bytes], quote: str, line_end: bytes, longest: int | None = None
+    blocks: Iterable[bytes], dialect: Dialect, line_end: bytes, longest: int | None = None
 ) -> Iterator[list[bytes]]:
     """The records of *blocks* with their line ends, those that a block completes at a time.
 
@@ -122,7 +150,7 @@ def split_records(
     :param longest: how many bytes of a record are held before it counts as endless.
     :raises LongRecordError: for such a record, when all before it have been given.
     """
-    quote_byte = quote.encode()
+    quote = dialect.quote.encode()
     line: list[bytes] = []  # the pieces of a line that no block has completed yet
     record: list[bytes] = []  # the lines of a record whose quote is still open
     held = 0
@@ -135,7 +163,7 @@ def split_records(
             line.append(ending)
             text = b"".join(line) + line_end
             line.clear()
-            is_open = bool(record) != bool(text.count(quote_byte) & 1)
+            is_open = bool(record) != bool(dialect.neutral(text).count(quote) & 1)
             record.append(text)
             if not is_open:
                 records.append(record[0] if len(record) == 1 else b"".join(record))
@@ -152,12 +180,12 @@ def split_records(
 _END_MARKER = re.compile(rb"(?:(?<=[\r\n])|\A)\\\.(?=[\r\n]|\Z)")
 
 
-def quote_end_markers(blocks: Iterable[bytes], quote: str) -> Iterator[bytes]:
+def quote_end_markers(blocks: Iterable[bytes], dialect: Dialect) -> Iterator[bytes]:
     r"""*blocks* with every record that is a bare ``\.`` put in quotes.
 
     Before PostgreSQL 18, COPY takes such a record for the end of the data and drops what follows.
     """
-    quote_byte = quote.encode()
+    quote = dialect.quote.encode()
     is_open = False
     begins_line = True
     rest = b""  # the start of a line that may become such a record
@@ -173,11 +201,11 @@ def quote_end_markers(blocks: Iterable[bytes], quote: str) -> Iterator[bytes]:
             for marker in _END_MARKER.finditer(text):
                 if not marker.start() and not begins_line:
                     continue
-                is_open ^= bool(text.count(quote_byte, done, marker.start()) & 1)
+                is_open ^= bool(dialect.neutral(text[done : marker.start()]).count(quote) & 1)
                 yield text[done : marker.start()]
-                yield marker[0] if is_open else quote_byte + marker[0] + quote_byte
+                yield marker[0] if is_open else quote + marker[0] + quote
                 done = marker.end()
-        is_open ^= bool(text.count(quote_byte, done) & 1)
+        is_open ^= bool(dialect.neutral(text[done:]).count(quote) & 1)
         yield text[done:]
         if text:
             begins_line = text.endswith((b"\n", b"\r"))

@@ -59,6 +59,7 @@ def import_csv(
     encoding: str | None = None,
     delimiter: str | None = None,
     quote: str | None = None,
+    escape: str | None = None,
     null: str = "",
     header: bool | None = None,
     columns: Sequence[str] | None = None,
@@ -79,6 +80,8 @@ def import_csv(
 
     :param table: ``table`` or ``schema.table``.
     :param encoding: one that Python knows.
+    :param quote: :data:`NO_QUOTE` if quotes are plain characters.
+    :param escape: what stands before a quote within quotes; nothing if quotes are doubled.
     :param null: what an unquoted value must equal to be NULL.
     :param header: whether the first record names the columns, which are then found by name.
     :param columns: the table's columns in the order of the file's, whatever a header says.
@@ -105,10 +108,16 @@ def import_csv(
                 raise no_such_table(connection, name, "--create makes one")
             known = None if types is None else list(types)
             dialect = detect_dialect(
-                csv_text.start, known, delimiter=delimiter, quote=quote, null=null
+                csv_text.start,
+                known,
+                delimiter=delimiter,
+                quote=quote,
+                escape=escape,
+                null=null,
+                file=opened.name,
             )
-            if connection.info.server_version < READS_END_MARKERS:
-                csv_text.quote_end_markers(dialect.quote)
+            reads_end_markers = connection.info.server_version >= READS_END_MARKERS
+            csv_text.check(dialect, reads_end_markers=reads_end_markers)
             rows = csv_text.look_ahead(sample + 1 if types is None else 1, dialect)
             if header is None:
                 header = mapping is not None or detect_header(rows, known, opened.name)

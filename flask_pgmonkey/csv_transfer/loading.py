@@ -40,7 +40,7 @@ class Destination:
     def copy_statement(self, *, header: bool) -> sql.Composed:
         return sql.SQL(
             "COPY {} ({}) FROM STDIN (FORMAT csv, HEADER {}, DELIMITER {}, QUOTE {}, NULL {},"
-            " ENCODING 'UTF8')"
+            " ESCAPE {}, ENCODING 'UTF8')"
         ).format(
             self.table.identifier,
             sql.SQL(", ").join(sql.Identifier(name) for name in self.columns if name is not None),
@@ -48,6 +48,7 @@ class Destination:
             sql.Literal(self.dialect.delimiter),
             sql.Literal(self.dialect.quote),
             sql.Literal(self.dialect.null),
+            sql.Literal(self.dialect.escape or self.dialect.quote),
         )
 
     def located(self, error: psycopg.Error, line: int | None = None) -> Exception:
@@ -119,7 +120,7 @@ def copy_records(
         None, the first one ends the import.
     :param report: is called with the lines done.
     """
-    groups = text.records(to.dialect.quote)
+    groups = text.records(to.dialect)
     first = next(group for group in groups if group)
     head = first.pop(0) if header else b""
     with ExitStack() as stack:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+from .checking import checked, in_whole_pairs
 from .detection import detect_encoding
-from .dialect import Dialect, line_end_of, quote_end_markers, split_records
+from .dialect import NO_QUOTE, Dialect, line_end_of, quote_end_markers, split_records
 from .errors import CSVTransferError
 from .formats import refuse_other_formats
 from .streams import Source, check_encoding, utf8_blocks
@@ -32,7 +33,9 @@ class CSVText:
         first = source.read()
         refuse_other_formats(first, source.name)
         self.name: str = source.name
-        self.encoding: str = check_encoding(encoding) if encoding else detect_encoding(first)
+        self.encoding: str = (
+            check_encoding(encoding) if encoding else detect_encoding(first, source.name)
+        )
         self._blocks: Iterator[bytes] = utf8_blocks(source, first, self.encoding)
         begin: list[bytes] = []
         for block in self._blocks:
@@ -48,9 +51,31 @@ class CSVText:
         self.line_end: bytes = line_end_of(self.start)
         self._blocks = itertools.chain([self.start], self._blocks)
 
-    def quote_end_markers(self, quote: str) -> None:
-        r"""Let no server take a bare ``\.`` for the end of the data."""
-        self._blocks = quote_end_markers(self._blocks, quote)
+    def check(self, dialect: Dialect, *, reads_end_markers: bool) -> None:
+        r"""Let no text pass that COPY would misread, read in *dialect*.
+
+        :param reads_end_markers: whether the server takes a bare ``\.`` for data.
+        """
+
+        def refuse(line: int, has_blank: bool) -> CSVTransferError:
+            if dialect.quote == NO_QUOTE:
+                what = "the text has the character U+0001, which --quote none needs for itself"
+            else:
+                what = (
+                    f"a quote ({dialect.quote}) stands in the middle of a value, or one before it"
+                    " stays open; if quotes are plain characters in this file, say --quote none"
+                )
+                if dialect.escape is None:
+                    what += ", if a backslash stands before them, --escape '\\'"
+                else:
+                    what += ", if they are doubled, --escape double"
+                if has_blank:
+                    what += ", or else take out the blank beside it"
+            return CSVTransferError(f"{self.name}, line {line}: {what}", file=self.name, line=line)
+
+        self._blocks = checked(in_whole_pairs(self._blocks, dialect), dialect, refuse)
+        if not reads_end_markers:
+            self._blocks = quote_end_markers(self._blocks, dialect)
 
     def look_ahead(self, at_least: int, dialect: Dialect) -> list[list[str | None]]:
         """The values of the first *at_least* records and of those that come in the same block.
@@ -70,7 +95,7 @@ class CSVText:
                 yield block
 
         rows: list[list[str | None]] = []
-        for records in split_records(remembered(), dialect.quote, self.line_end):
+        for records in split_records(remembered(), dialect, self.line_end):
             rows += map(dialect.values, records)
             size += len(seen[-1])
             if len(rows) >= at_least or (rows and size > most):
@@ -84,12 +109,12 @@ class CSVText:
         """All of the text, once."""
         return self._blocks
 
-    def records(self, quote: str) -> Iterator[list[bytes]]:
+    def records(self, dialect: Dialect) -> Iterator[list[bytes]]:
         """All of the text, once, in records: those that a block completes at a time.
 
         :raises LongRecordError: for a record with more than :data:`LONGEST_RECORD` bytes.
         """
-        return split_records(self._blocks, quote, self.line_end, LONGEST_RECORD)
+        return split_records(self._blocks, dialect, self.line_end, LONGEST_RECORD)
 
     def long_record(self, line: int) -> CSVTransferError:
         """The error for a :class:`LongRecordError`, whose record begins on *line*."""

@@ -15,7 +15,7 @@ from ..config.reading import read_small_file
 from ..config.yaml_file import NotYAMLError, SafeLoader, parse_yaml, type_name
 from ..errors import ConfigError
 from ..files import open_without_waiting, our_file
-from .dialect import check_character
+from .dialect import NO_QUOTE, check_character
 from .streams import check_encoding, without_compression
 
 
@@ -29,13 +29,18 @@ class ImportSettings:
     delimiter: str | None = None
     quotechar: str | None = None
     encoding: str | None = None
+    escapechar: str | None = None
 
 
 _ONE_CHARACTER = "one ASCII character other than a line break"
 
+WORD_FOR_NO_QUOTE = "none"
+"""What quotechar says where quotes are plain characters."""
+
 CHECKS: dict[str, tuple[Callable[[str], str], str]] = {
     "delimiter": (check_character, _ONE_CHARACTER),
-    "quotechar": (check_character, _ONE_CHARACTER),
+    "quotechar": (check_character, f"{_ONE_CHARACTER}, or {WORD_FOR_NO_QUOTE}"),
+    "escapechar": (check_character, _ONE_CHARACTER),
     "encoding": (check_encoding, "the name of an encoding that Python knows, such as utf-8"),
 }
 """How a value is checked, and what an error says that it must be: never the value."""
@@ -87,6 +92,8 @@ def read_import_settings(path: str | os.PathLike[str]) -> ImportSettings:
             raise ConfigError(f"file {path}: {key} must be {expected}, not {type_name(value)}")
     if content.get("delimiter") == r"\t":  # What YAML makes of an unquoted \t.
         content["delimiter"] = "\t"
+    if content.get("quotechar") == WORD_FOR_NO_QUOTE:
+        content["quotechar"] = NO_QUOTE
     for key, (check, expected) in CHECKS.items():
         if content.get(key) is not None and not _passes(check, content[key]):
             raise ConfigError(f"file {path}: {key} must be {expected}")
@@ -103,7 +110,10 @@ def _passes(check: Callable[[str], str], value: str) -> bool:
 
 def write_import_settings(path: str | os.PathLike[str], settings: ImportSettings) -> None:
     """Write *settings* to *path*, in place of what is there."""
-    text = yaml.safe_dump(asdict(settings), sort_keys=False, allow_unicode=True)
+    content = asdict(settings)
+    if settings.quotechar == NO_QUOTE:
+        content["quotechar"] = WORD_FOR_NO_QUOTE
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     with our_file(path) as file:
         file.write(b"# How `flask pgmonkey import-csv` reads the CSV file of this name.\n")
         file.write(text.encode())

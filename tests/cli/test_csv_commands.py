@@ -143,7 +143,7 @@ def test_every_option_of_import_is_heard(run: Run, connection: Connection, tmp_p
     result = run("import-csv", "items", path, "--columns", "id,name,rest", "--dry-run")
     assert result.exit_code == 1
     result = run(
-        "import-csv", "new", path, "--create", "--text", "--keep-names", "--sample", 1,
+        "import-csv", "new", path, "--create", "--text", "--keep-names", "--sample", 1, "--header",
         "--encoding", "cp1250", "--on-error", "skip", "--dry-run",
     )  # fmt: skip
     assert "Made the table new: Nr text, Text text, Rest text." in result.stderr

@@ -177,7 +177,7 @@ def test_a_name_as_long_as_a_file_does_not_fill_the_error(
 def test_end_markers_are_found_in_lines_of_any_length() -> None:
     tracemalloc.start()
     try:
-        kept = sum(map(len, quote_end_markers((BLOCK for _ in range(512)), '"')))
+        kept = sum(map(len, quote_end_markers((BLOCK for _ in range(512)), Dialect())))
         assert kept == 512 * len(BLOCK)
         assert tracemalloc.get_traced_memory()[1] < 2 * MEBIBYTE
     finally:

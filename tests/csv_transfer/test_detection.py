@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 
 from flask_pgmonkey.csv_transfer.detection import detect_dialect, detect_encoding, detect_header
+from flask_pgmonkey.csv_transfer.dialect import Dialect
 from flask_pgmonkey.csv_transfer.errors import CSVTransferError
 
 FRENCH = "prénom;ville\nÉlodie;Besançon\nFrançois;Nîmes, à côté de la forêt\n"
@@ -28,9 +29,6 @@ JAPANESE = "名前,都市\n山田太郎,東京都\n鈴木一郎,大阪\n日本�
         (GERMAN, "utf-16-be", "utf-16-be"),
         (GERMAN, "latin-1", "cp1252"),
         (FRENCH, "cp1252", "cp1252"),
-        (SMART, "cp1252", "cp1252"),
-        ("a\ncafé\n", "cp1252", "cp1252"),
-        ("a\n€5\n", "cp1252", "cp1252"),
         (POLISH, "cp1250", "cp1250"),
         (RUSSIAN, "cp1251", "cp1251"),
         (JAPANESE, "shift_jis", "cp932"),
@@ -38,11 +36,48 @@ JAPANESE = "名前,都市\n山田太郎,東京都\n鈴木一郎,大阪\n日本�
     ],
 )
 def test_encoding_is_found(text: str, written: str, detected: str) -> None:
-    assert detect_encoding(text.encode(written)) == detected
+    assert detect_encoding(text.encode(written), "x.csv") == detected
+
+
+@pytest.mark.parametrize("text", ["a\nb\ncafé\n", "a\nb\n€5\n", SMART.replace("name,", "name\n")])
+def test_an_encoding_of_which_too_little_tells_is_not_guessed(text: str) -> None:
+    with pytest.raises(CSVTransferError, match=r"x\.csv, line [3]: .* --encoding"):
+        detect_encoding(text.encode("cp1252"), "x.csv")
+
+
+@pytest.mark.parametrize("text", [GERMAN, FRENCH, RUSSIAN, POLISH, JAPANESE])
+@pytest.mark.parametrize("times", [1, 40])
+def test_a_byte_of_another_encoding_does_not_outweigh_a_text_in_utf8(text: str, times: int) -> None:
+    assert detect_encoding((text * times).encode() + b"caf\xe9\n", "x.csv") == "utf-8"
+
+
+def test_as_much_of_one_encoding_as_of_another_is_not_guessed() -> None:
+    with pytest.raises(CSVTransferError, match="--encoding"):
+        detect_encoding("é\n".encode() * 9 + b"caf\xe9\n" * 9, "x.csv")
 
 
 def test_a_sample_that_ends_within_a_character_is_utf8_still() -> None:
-    assert detect_encoding("é".encode()[:-1]) == "utf-8"
+    assert detect_encoding("é".encode()[:-1], "x.csv") == "utf-8"
+
+
+def detected(
+    text: str,
+    columns: list[str] | None,
+    *,
+    delimiter: str | None = None,
+    quote: str | None = None,
+    escape: str | None = None,
+    null: str = "",
+) -> Dialect:
+    return detect_dialect(
+        text.encode(),
+        columns,
+        delimiter=delimiter,
+        quote=quote,
+        escape=escape,
+        null=null,
+        file="x.csv",
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,12 +101,54 @@ def test_a_sample_that_ends_within_a_character_is_utf8_still() -> None:
     ],
 )
 def test_dialect_is_found(text: str, columns: list[str] | None, dialect: tuple[str, str]) -> None:
-    found = detect_dialect(text.encode(), columns, delimiter=None, quote=None, null="")
+    found = detected(text, columns)
     assert (found.delimiter, found.quote) == dialect
 
 
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("1,5;2,5\n1,5;3,5\n", None),
+        ("1,5;2,5\n", None),
+        ("x,y;1\nz,a;2\n", ["one", "two"]),
+        ("1;2024-01-01 10:00;a,b\n2;2024-01-01 11:00;c,d\n", None),
+    ],
+)
+def test_delimiters_are_weighed_by_what_they_give(text: str, columns: list[str] | None) -> None:
+    assert detected(text, columns).delimiter == ";"
+
+
+@pytest.mark.parametrize("text", ["a,b;c\nd,e;f\n", "x|y,z\n"])
+def test_delimiters_that_are_as_likely_are_not_guessed(text: str) -> None:
+    with pytest.raises(CSVTransferError, match=r"x\.csv: .*--delimiter") as caught:
+        detected(text, None)
+    for delimiter in {",", ";", "|"} & {*text}:
+        assert repr(delimiter) in str(caught.value)
+        assert detected(text, None, delimiter=delimiter).delimiter == delimiter
+
+
+@pytest.mark.parametrize(
+    ("text", "escape"),
+    [
+        ('a,b\n2,"say \\"hi\\" now"\n', "\\"),
+        ('a,b\n2,"say ""hi"" now"\n', None),
+        ('a,b\n2,"C:\\"\n', None),
+        ('a,b\n2,"C:\\","x"\n', None),
+        ('a,b\n2,say \\"hi\\"\n', None),
+    ],
+)
+def test_backslashes_before_quotes_are_found(text: str, escape: str | None) -> None:
+    assert detected(text, None).escape == escape
+    assert detected(text, None, escape='"').escape is None
+    assert detected(text, None, escape="\\").escape == "\\"
+
+
+def test_a_delimiter_that_would_tear_a_quoted_value_is_none() -> None:
+    assert detected('x,"a;b",c\ny,"d;e",f\n', ["one", "two"]).delimiter == ","
+
+
 def test_what_the_user_says_is_not_guessed() -> None:
-    found = detect_dialect(b"a,b\n1,2\n", None, delimiter="|", quote=None, null="-")
+    found = detected("a,b\n1,2\n", None, delimiter="|", null="-")
     assert (found.delimiter, found.quote, found.null) == ("|", '"', "-")
 
 
@@ -86,14 +163,31 @@ Rows = list[list[str | None]]
         ([["number", "label"], ["1", "x"]], ["id", "name"], True),
         ([["1", "x"], ["2", "y"]], ["id", "name"], False),
         ([["2026-01-01", None], ["2026-01-02", "y"]], None, False),
-        ([["a", "b"]], None, True),
-        ([["a", "b"], ["c", "d"]], None, True),
+        ([["1", "x"]], None, False),
+        ([["year", "n/a"], ["2019", "1"], ["2020", "2"]], None, True),
+        ([["n/a", "1", "2"], ["2", "5", "6"]], None, False),
+        ([["Country", "2019", "2020"], ["2018", "x", "y"]], None, True),
     ],
 )
 def test_header_is_found(rows: Rows, columns: list[str] | None, has_header: bool) -> None:
     assert detect_header(rows, columns, "x.csv") is has_header
 
 
-def test_a_first_line_that_may_be_either_is_not_guessed() -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [["a", "b"], ["c", "d"]],
+        [["a", "b"]],
+        [["Country", "2019", "2020"], ["France", "67", "68"]],
+        [["Country", "2019"], ["France", "67.5"], ["Spain", None]],
+        [["Store", "1", "2", "3"], ["A", "5", "9", "8"]],
+        [["n/a", "1"], ["2", "5"]],
+        [[None], ["a"]],
+    ],
+)
+@pytest.mark.parametrize("columns", [None, ["first", "second"]])
+def test_a_first_line_that_may_be_either_is_not_guessed(
+    rows: Rows, columns: list[str] | None
+) -> None:
     with pytest.raises(CSVTransferError, match=r"x\.csv: .*--header .*--no-header"):
-        detect_header([["a", "b"], ["c", "d"]], ["first", "second"], "x.csv")
+        detect_header(rows, columns, "x.csv")

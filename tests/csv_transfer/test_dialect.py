@@ -20,7 +20,7 @@ def cut(text: bytes, size: int) -> Iterable[bytes]:
 
 
 def records_of(text: bytes, size: int = 1000, line_end: bytes = b"\n") -> list[bytes]:
-    groups = split_records(cut(text, size), '"', line_end)
+    groups = split_records(cut(text, size), Dialect(), line_end)
     return [record for group in groups for record in group]
 
 
@@ -90,7 +90,7 @@ def test_no_byte_is_lost_between_records(pieces: list[bytes], size: int) -> None
 def test_only_a_record_that_is_an_end_marker_is_quoted(
     text: bytes, guarded: bytes, size: int
 ) -> None:
-    assert b"".join(quote_end_markers(cut(text, size), '"')) == guarded
+    assert b"".join(quote_end_markers(cut(text, size), Dialect())) == guarded
 
 
 def _values_by_character(record: str) -> list[str | None]:

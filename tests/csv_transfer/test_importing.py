@@ -90,7 +90,7 @@ def test_lines_are_counted_where_values_are_left_out(
             [("id", "bigint"), ("full_name", "text"), ("größe", "numeric"), ("on", "date")],
         ),
         ("1,x\n2,y\n", [("column_1", "integer"), ("column_2", "text")]),
-        ("a,b\n", [("a", "text"), ("b", "text")]),
+        ("a,b\n,1\n", [("a", "text"), ("b", "integer")]),
     ],
 )
 def test_create_infers_the_types(

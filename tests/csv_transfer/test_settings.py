@@ -6,6 +6,7 @@ import pytest
 
 from flask_pgmonkey import ConfigError
 from flask_pgmonkey.csv_transfer import (
+    NO_QUOTE,
     ImportSettings,
     read_import_settings,
     settings_path,
@@ -45,9 +46,16 @@ def test_a_tab_may_be_written_with_a_backslash(tmp_path: Path) -> None:
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "orders.yaml"
-    settings = ImportSettings(True, False, True, "\t", "'", "utf-16")
+    settings = ImportSettings(True, False, True, "\t", "'", "utf-16", "\\")
     write_import_settings(path, settings)
     assert read_import_settings(path) == settings
+
+
+def test_quotes_that_are_plain_characters_are_kept_as_a_word(tmp_path: Path) -> None:
+    path = tmp_path / "orders.yaml"
+    write_import_settings(path, ImportSettings(quotechar=NO_QUOTE))
+    assert "quotechar: none\n" in path.read_text()
+    assert read_import_settings(path).quotechar == NO_QUOTE
 
 
 @pytest.mark.parametrize("text", ["", "# encoding: utf-8\n"])
