@@ -502,11 +502,20 @@ def current_tally() -> Tally | None:
     if app_context is None:
         return None
     # A request may share an outer app context. Since Flask 3.2 it is one.
-    context: Any = _request_context.get(None) or app_context
+    context: Any = _request_context.get(None) or _ended_request(app_context) or app_context
     tally: Tally | None = vars(context).get(_TALLY)
     if tally is None:
         tally = vars(context).setdefault(_TALLY, _new_tally(context))
     return tally
+
+
+def _ended_request(app_context: AppContext) -> Any:
+    """The request whose connections go back at the end of its app context, which it has left.
+
+    Any query outside of a request has the context's connection forget the one before.
+    """
+    context: Context = vars(app_context.g).get(_ON_G) or Context()
+    return next((held._request for held in list(context.values()) if held._request), None)
 
 
 def _new_tally(context: Any) -> Tally:

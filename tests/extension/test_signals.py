@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import threading
+from contextlib import nullcontext
 from typing import Any
 from weakref import ref
 
@@ -70,6 +71,32 @@ def test_outside_a_request_there_is_no_endpoint(site: Site, db: PGMonkey[Any]) -
     assert [event.endpoint for event in heard] == [None, None]
     assert heard[0].tally is heard[1].tally
     assert heard[0].tally.queries == 2
+
+
+@pytest.mark.parametrize("around", [True, False], ids=["in an outer context", "alone"])
+def test_what_the_end_of_a_request_does_is_told_as_that_requests(
+    site: Site, db: PGMonkey[Any], around: bool
+) -> None:
+    def view() -> None:
+        db.fetch_all("SELECT 1")
+
+    def leave_open() -> None:
+        db.connection.execute("BEGIN")
+
+    for visited in (view, leave_open):
+        with listening(query_executed, transaction_ended, connection_returned) as heard:
+            with site.app.app_context() if around else nullcontext():
+                site.visit(visited)
+                of_request = [*heard]
+                if around:
+                    db.fetch_all("SELECT 'outer'")
+        assert {event.endpoint for event in of_request} == {"page"}
+        assert len({id(event.tally) for event in of_request}) == 1
+        kinds = [type(event).__name__ for event in heard]
+        assert kinds[-1] == "ConnectionEvent"
+        assert ("TransactionEvent" in kinds) == (visited is leave_open)
+        of_outer = heard[len(of_request) :]
+        assert {event.endpoint for event in of_outer} == ({None} if around else set())
 
 
 @pytest.mark.parametrize("second", [{}, {"pool_settings": {"max_size": 2}}])
