@@ -554,6 +554,10 @@ class PGMonkey(BoundDatabase[Row]):
             from .unavailable import answer_outages
 
             answer_outages(app)
+        if _EMBEDDED in sources.values():
+            from .development import stop_with_command  # what production does not use
+
+            stop_with_command(self._apps[app].postgres_folder)
         if echoes or slow:
             self._apps[app].listeners.append(_log_queries(app, echoes, slow))
         if _switch(app, "PGMONKEY_MONITOR"):

@@ -260,9 +260,17 @@ def test_the_data_are_there_at_the_next_run(
 
 @pytest.mark.creates_cluster
 def test_the_log_says_that_it_is_for_development(project: Path, start_app: StartApp) -> None:
-    log = start_app(project / "postgres").leave()
-    assert "INFO:flask_pgmonkey:Embedded PostgreSQL for development, not for production" in log
-    assert log.count("\n") == 1
+    data = project / "postgres" / "data"
+    first = start_app(project / "postgres").leave()
+    then = start_app(project / "postgres").leave()
+    assert first == (
+        "WARNING:flask_pgmonkey:Made a PostgreSQL for development, not for production."
+        f" Its data lie in {data}\n"
+    )
+    assert then == (
+        "INFO:flask_pgmonkey:Embedded PostgreSQL for development, not for production, in"
+        f" {data.parent}\n"
+    )
 
 
 @pytest.mark.creates_cluster
@@ -467,6 +475,10 @@ def test_a_server_killed_with_its_app_is_started_again(project: Path, start_app:
     next_app = start_app(project / "postgres")
     assert next_app.answer()["visits"] == 2
     assert next_app.answer()["settings"] == app.answer()["settings"]
+    assert next_app.leave() == (
+        "WARNING:flask_pgmonkey:The embedded PostgreSQL had ended without a shutdown and runs"
+        f" again, its data recovered. They lie in {project / 'postgres' / 'data'}\n"
+    )
 
 
 def test_the_same_process_can_start_a_server_that_died_again(project: Path) -> None:

@@ -12,7 +12,7 @@ from ..errors import ConfigError, EmbeddedServerError
 from .cluster import LOCALE_OPTIONS, Cluster, Postmaster, find_cluster
 from .ownership import Account
 from .programs import ROOTS_FOLDER, find_account, find_binaries
-from .sharing import is_used, join, leave_all, leave_running
+from .sharing import is_used, join, leave_all, leave_running, logger, stop_unused
 from .sockets import connection_settings
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "leave_all",
     "leave_running",
     "start_embedded",
+    "stop_if_unused",
 ]
 
 
@@ -58,3 +59,16 @@ def start_embedded(
             f"Run as the user who made it, or choose another instance folder."
         ) from error
     return connection_settings(server.socket_folder, cluster.port, cluster.account)
+
+
+def stop_if_unused(folder: str | os.PathLike[str]) -> None:
+    """Stop the server whose data lie in *folder* if it runs and no process uses it.
+
+    Such a one is left by a process that was killed. Blocks for at most 5 s.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        stop_unused(find_cluster(Path(os.path.realpath(folder))))
+    except (ConfigError, EmbeddedServerError, OSError) as error:
+        logger.debug("No server in %s can be stopped: %s", folder, error)

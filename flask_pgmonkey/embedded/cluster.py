@@ -119,6 +119,15 @@ class Cluster:
         ready = len(lines) > 7 and lines[7].strip() == b"ready"
         return Postmaster(pid, Path(os.fsdecode(lines[4]) if ready else ""), ready)
 
+    def has_crashed(self) -> bool:
+        """Whether its server has ended without a shutdown: the next start recovers the data."""
+        with opened_folder(self._real_data, uid_of(self.account)) as data:
+            try:
+                os.stat("postmaster.pid", dir_fd=data)
+            except FileNotFoundError:
+                return False
+        return self.postmaster() is None
+
     def start(self, settings: Mapping[str, str]) -> Postmaster:
         """The server, ready for connections; launched unless it runs already.
 

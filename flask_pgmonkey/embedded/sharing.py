@@ -60,9 +60,11 @@ def join(cluster: Cluster, settings: Mapping[str, str]) -> Postmaster:
                 if is_new:
                     share_lock(_users_locks[cluster], folder / "users.lock")
                 cluster.check_ownership()
-                if not cluster.data.exists():
+                is_made = not cluster.data.exists()
+                if is_made:
                     cluster.create("--auth=trust", *LOCALE_OPTIONS)
                     cluster.check_ownership()
+                has_crashed = cluster.has_crashed()
                 server = cluster.start(
                     {**settings, "listen_addresses": "", "unix_socket_permissions": "0700"}
                 )
@@ -73,7 +75,18 @@ def join(cluster: Cluster, settings: Mapping[str, str]) -> Postmaster:
             except BaseException:
                 _leave(cluster)
                 raise
-    if is_new:
+    if is_made:
+        logger.warning(
+            "Made a PostgreSQL for development, not for production. Its data lie in %s",
+            cluster.data,
+        )
+    elif has_crashed:
+        logger.warning(
+            "The embedded PostgreSQL had ended without a shutdown and runs again, its data"
+            " recovered. They lie in %s",
+            cluster.data,
+        )
+    elif is_new:
         logger.info("Embedded PostgreSQL for development, not for production, in %s", folder)
     return server
 
@@ -113,6 +126,18 @@ def leave_all() -> None:
         _joining_or_leaving.release()
 
 
+def stop_unused(cluster: Cluster) -> None:
+    """Stop the server of *cluster* if no process uses it, and this one does not start it."""
+    if cluster.postmaster() is None:
+        return
+    start_lock = open_lock(cluster.data.parent / "start.lock")
+    try:
+        if wait_for_lock(start_lock, IMMEDIATE_STOP_TIMEOUT):
+            _stop_if_last(cluster)
+    finally:
+        unlock(start_lock)
+
+
 def is_used(folder: Path) -> bool:
     """Whether a process uses the server whose data lie in *folder*."""
     descriptor = open_lock(folder / "users.lock")
@@ -133,6 +158,10 @@ def _leave(cluster: Cluster) -> None:
     """Stop the server if no other process uses it. The caller holds ``start.lock``."""
     # Never LOCK_UN nor a conversion here: a forked process shares the lock of this descriptor.
     os.close(_users_locks.pop(cluster))
+    _stop_if_last(cluster)
+
+
+def _stop_if_last(cluster: Cluster) -> None:
     descriptor = open_lock(cluster.data.parent / "users.lock")
     try:
         if try_lock(descriptor):

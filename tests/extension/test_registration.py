@@ -200,7 +200,11 @@ def test_embedded_starts_a_server_in_the_instance_folder(open_folder: Path) -> N
         text=True,
         env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
-    assert (run.returncode, run.stderr) == (0, "")
+    assert run.returncode == 0
+    data = open_folder / "instance" / "postgres" / "data"
+    assert run.stderr == (
+        f"Made a PostgreSQL for development, not for production. Its data lie in {data}\n"
+    )
     assert run.stdout.startswith("18")
 
 

@@ -9,7 +9,12 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.error import HTTPError
 
+import pytest
+
+from ..servers import Server, servers_below
+from ..suite import Suite
 from .running import Program, Programs, WebServer, wait_for
 
 APP = Path(__file__).with_name("app.py")
@@ -63,6 +68,72 @@ def test_the_reloader_closes_what_the_old_process_had_open(
     assert of_parent <= programs.sessions()
     os.killpg(program.process.pid, signal.SIGINT)  # as a terminal does
     expect_no_complaint(programs, program)
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [((), signal.SIGTERM), ((), signal.SIGHUP), (("--debug",), signal.SIGTERM)],
+    ids=["SIGTERM", "SIGHUP", "SIGTERM with the reloader"],
+)
+def test_a_signal_that_ends_flask_run_stops_the_embedded_server(
+    programs: Programs,
+    suite: Suite,
+    open_folder: Path,
+    options: tuple[str, ...],
+    number: signal.Signals,
+) -> None:
+    data = open_folder / "instance" / "postgres" / "data"
+    suite.copy_cluster(data)
+    app = open_folder / "app.py"
+    app.write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        f"app = Flask(__name__, instance_path={str(open_folder / 'instance')!r})\n"
+        "db = PGMonkey(app, config='embedded')\n"
+        "@app.get('/')\n"
+        "def name():\n"
+        "    return db.fetch_value('SELECT current_database()')\n"
+    )
+    program = programs.start(
+        *(sys.executable, "-m", "flask", "--app", app, "run", "--port", 0, *options)
+    )
+    assert WebServer(program).get("/") == "postgres"
+    assert servers_below(data)
+
+    program.signal(number)
+
+    ended = program.wait()
+    assert ended.returncode == (0 if options else 128 + number)
+    assert "Traceback" not in ended.stderr
+    assert not servers_below(data)
+    assert not (data / "postmaster.pid").exists()
+
+
+def test_the_cause_stands_first_in_what_debug_prints_of_a_refused_connection(
+    programs: Programs, server: Server, tmp_path: Path
+) -> None:
+    app = tmp_path / "app.py"
+    app.write_text(
+        "from flask import Flask\n"
+        "from flask_pgmonkey import PGMonkey\n"
+        "app = Flask(__name__)\n"
+        f"settings = {server.settings('nowhere')!r}\n"
+        "db = PGMonkey(app, config={'connection_settings': settings})\n"
+        "@app.get('/')\n"
+        "def name():\n"
+        "    return db.fetch_value('SELECT 1')\n"
+    )
+    program = programs.start(
+        *(sys.executable, "-m", "flask", "--app", app, "run", "--port", 0),
+        *("--debug", "--no-reload"),
+    )
+    with pytest.raises(HTTPError):
+        WebServer(program).get("/")
+
+    printed = wait_for(lambda: program.stderr.partition("Press CTRL+C")[2], "what it prints")
+    _, first, *_ = [line for line in printed.splitlines() if not line.startswith(" * ")]
+    assert first.startswith("No connection for request GET / (endpoint name): ")
+    assert first.endswith('database "nowhere" does not exist')
 
 
 def answer_of_another(flask: WebServer, process: int) -> str:
