@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from psycopg.rows import RowFactory
     from typing_extensions import TypeVarTuple, Unpack
 
+    from .batches import Batch
     from .connections.server_connection import ServerConnection
     from .plans import Plan
 
@@ -295,6 +296,16 @@ class Queries(ABC, Generic[Row]):
             return _execute_many(conn, query, params_list)
         finally:
             self._end_use(conn)
+
+    def batch(self) -> Batch[Row]:
+        """A block that collects queries: they go to the server at its end, in one round trip, all
+        or nothing, and an exception in it sends none.
+
+        In a transaction they are part of that, else they are one of their own.
+        """
+        from .batches import Batch  # what many apps never use
+
+        return Batch(self._begin_use, self._end_use)
 
     def explain(self, query: Query, params: Params | None = None, *, analyze: bool = False) -> Plan:
         """How PostgreSQL would run a query: its plan, whose ``str()`` is a text.

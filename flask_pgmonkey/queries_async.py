@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
     from typing_extensions import TypeVarTuple, Unpack
 
+    from .batches_async import AsyncBatch
     from .connections.server_connection_async import AsyncServerConnection
     from .plans import Plan
 
@@ -288,6 +289,16 @@ class AsyncQueries(ABC, Generic[Row]):
             return await _execute_many(conn, query, params_list)
 
         return await self._run(run)
+
+    def batch(self) -> AsyncBatch[Row]:
+        """A block that collects queries: they go to the server at its end, in one round trip, all
+        or nothing, and an exception in it sends none.
+
+        In a transaction they are part of that, else they are one of their own.
+        """
+        from .batches_async import AsyncBatch  # what many apps never use
+
+        return AsyncBatch(self._run)
 
     async def explain(
         self, query: Query, params: Params | None = None, *, analyze: bool = False

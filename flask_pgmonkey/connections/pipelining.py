@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import psycopg
 from psycopg import errors
-from psycopg.adapt import Transformer
+from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.generators import fetch_many, send
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 
@@ -42,6 +42,15 @@ _REFUSALS = (ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED)
 _UNSEEN: AbstractContextManager[None] = nullcontext()
 
 
+class _Unconnected:
+    """psycopg's AdaptContext of no connection: its encoding is UTF-8."""
+
+    connection: None = None
+
+    def __init__(self, adapters: AdaptersMap) -> None:
+        self.adapters: AdaptersMap = adapters
+
+
 class Statement:
     """A query whose parameters are adapted already; and once it has run, its result.
 
@@ -64,10 +73,10 @@ class Statement:
         site: CallSite | None = None,
         is_told: bool = True,
     ) -> None:
-        self.query = query
-        self.params = params
-        self.site = site
-        self.is_told = is_told
+        self.query: Query = query
+        self.params: Params | None = params
+        self.site: CallSite | None = site
+        self.is_told: bool = is_told
         self._row_factory = row_factory
         self._results: list[PGresult] | None = None
         self._cursor = self._make_cursor(conn)
@@ -84,6 +93,12 @@ class Statement:
         except TypeError:
             explain_parameters(params)
             raise
+
+    @property
+    def text(self) -> bytes:
+        """Its SQL text, as it is sent."""
+        text: bytes = self._adapted.query
+        return text
 
     def go_to(self, conn: ServerConnection | AsyncServerConnection) -> None:
         """Be about to run on *conn*."""
@@ -116,15 +131,16 @@ class Statement:
 
     def cursor(self) -> Any:
         """The cursor, sync or async, that has its result."""
-        results, self._results = self._results, None
-        if results is not None:
-            self._cursor._set_results(results)
+        if self._results is not None:
+            self._cursor._set_results(self._results)  # the row factory may raise here
+            self._results = None
         return self._cursor
 
     def _make_cursor(self, conn: ServerConnection | AsyncServerConnection) -> Any:
         make_cursor: Any = conn.cursor_factory
         cursor = make_cursor(conn, row_factory=self._row_factory or conn.row_factory)
-        cursor._tx = Transformer(cursor)  # as execute() does first
+        # As execute() does first. A connection that has been closed cannot tell its encoding.
+        cursor._tx = Transformer(_Unconnected(cursor.adapters) if conn.closed else cursor)
         return cursor
 
 

@@ -14,6 +14,8 @@ from psycopg.rows import AsyncRowFactory, RowFactory, class_row, dict_row, scala
 from typing_extensions import assert_type
 
 from flask_pgmonkey import AsyncDatabase, Database, PGConnectionManager, PGMonkey
+from flask_pgmonkey.batches import Batch, BatchResult
+from flask_pgmonkey.batches_async import AsyncBatch
 from flask_pgmonkey.connections import (
     AsyncNormalConnection,
     AsyncPoolConnection,
@@ -93,6 +95,22 @@ assert_type(tuples.fetch_one_or_404(Q, into=User), User)
 assert_type(tuples.fetch_value(Q, into=int), "int | None")
 assert_type(tuples.stream(Q, into=User), RowStream[User])
 
+# Batches
+with users.batch() as b:
+    assert_type(b, Batch[User])
+    assert_type(b.fetch_all(Q), BatchResult[list[User]])
+    assert_type(b.fetch_one(Q).result(), "User | None")
+    assert_type(b.fetch_exactly_one(Q).result(), User)
+    assert_type(b.fetch_value(Q).result(), Any)
+    assert_type(b.fetch_value(Q, into=int).result(), "int | None")
+    assert_type(b.fetch_all(Q, row_factory=dict_row).result(), list[dict[str, Any]])
+    assert_type(b.fetch_one(Q, row_factory=dict_row).result(), "dict[str, Any] | None")
+    assert_type(b.execute(Q).result(), int)
+with tuples.bind("reports").batch() as of_bind, users.transaction() as outer:
+    assert_type(of_bind.fetch_all(Q, into=User).result(), list[User])
+    with outer.batch() as of_tx:
+        assert_type(of_tx.fetch_all(Q).result(), list[User])
+
 # Outside Flask
 assert_type(Database("db.yaml").fetch_one(Q), "tuple[Any, ...] | None")
 assert_type(Database("db.yaml", row_factory=dict_row).fetch_all(Q), list[dict[str, Any]])
@@ -107,6 +125,11 @@ async def in_async_code() -> None:
     assert_type(await tuples.aio.fetch_value(Q, into=int), "int | None")
     assert_type(await tuples.aio.fetch_exactly_one(Q, row_factory=class_row(User)), User)
     assert_type(await tuples.aio.explain(Q, analyze=True), Plan)
+    async with users.aio.batch() as b:
+        assert_type(b, AsyncBatch[User])
+        assert_type(b.fetch_all(Q), BatchResult[list[User]])
+        assert_type(b.fetch_one(Q, row_factory=dict_row).result(), "dict[str, Any] | None")
+        assert_type(b.fetch_value(Q, into=int).result(), "int | None")
     async with users.aio.transaction() as tx:
         assert_type(await tx.fetch_one(Q), "User | None")
         async with tx.transaction() as nested:

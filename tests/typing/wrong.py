@@ -29,3 +29,7 @@ db.bind("reports").fetch_one_or_404(Q)  # type: ignore[attr-defined]
 Database("db.yaml", row_factory="dict")  # type: ignore[call-overload]
 db.run_transaction(lambda tx, name: tx.execute(Q))  # type: ignore[arg-type, misc]
 name: str | None = db.fetch_value(Q, into=int)  # type: ignore[assignment]
+with db.batch() as b:
+    b.fetch_all(Q, row_factory=dict_row, into=User)  # type: ignore[call-overload]
+    b.fetch_value(Q, into=int).result() + 1  # type: ignore[operator]
+    list(b.fetch_all(Q))  # type: ignore[call-overload]
