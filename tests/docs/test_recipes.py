@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -65,6 +66,7 @@ APPS = {
     "background_job",
     "transactions",
     "streaming",
+    "json_and_csv",
     "slow_calls",
     "health_checks",
     "monitor",
@@ -333,6 +335,32 @@ def test_a_stream_of_any_size(load: Callable[[str], ModuleType]) -> None:
     assert lines[-1] == "100000,200000"
     with recipe.app.app_context():
         recipe.db.clear_cache()
+
+
+def test_orders_come_and_go_as_json_and_csv(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    recipe = load("json_and_csv")
+    client = recipe.app.test_client()
+    orders = "id,total\n1,250\n2,100\n"
+    assert client.post("/orders", data=orders).json == {"rows": 2}
+    form = {"file": (io.BytesIO(b"total;id\n70;3\n"), "orders.csv")}
+    assert client.post("/orders", data=form).json == {"rows": 1}
+    wrong = {"file": (io.BytesIO(b"id,total\n4,5\n5,many\n"), "orders.csv")}
+    refused = client.post("/orders", data=wrong)
+    page = (DOCS / "json-and-csv.md").read_text()
+    assert refused.status_code == 422
+    assert refused.json == json.loads(page.partition("```json\n")[2].partition("```")[0])
+    rows = [{"id": 1, "total": 250}, {"id": 2, "total": 100}, {"id": 3, "total": 70}]
+    assert client.get("/orders/newest?limit=2").json == rows[:0:-1]
+    assert client.get("/orders.json").json == rows
+    lines = client.get("/orders.ndjson").text.splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    assert client.get("/orders.csv").text == orders + "3,70\n"
+    assert client.get("/summary").json == rows[::-1]
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
+    wait_until_alone(tables)
 
 
 def test_health_checks_answer(
