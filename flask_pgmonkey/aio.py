@@ -14,9 +14,10 @@ from psycopg.rows import Row
 
 from . import after_commit
 from .background import await_in_background, is_in_background, submit_to_background
+from .connections.local_settings import FindSettings, LocalSettings
 from .connections.query_timeout import timeout_of_block
 from .connections.server_connection_async import AsyncServerConnection
-from .connections.watching import Hop
+from .connections.watching import Hop, hop
 from .database_async import PooledAsyncQueries
 from .queries import IsolationLevel
 from .queries_async import AsyncQueries, AsyncTransaction, AsyncTransactionalQueries
@@ -55,13 +56,18 @@ class BackgroundDatabase(AsyncTransactionalQueries[BackgroundTransaction[Row], R
     """An async database on the background loop, whose methods can be awaited from any loop.
 
     :param prepare_hop: gives what events there need to know of a caller.
+    :param find_settings: gives those with which its transactions begin.
     """
 
     def __init__(
-        self, there: PooledAsyncQueries[Row], prepare_hop: Callable[[], Hop | None]
+        self,
+        there: PooledAsyncQueries[Row],
+        prepare_hop: Callable[[], Hop | None],
+        find_settings: FindSettings | None = None,
     ) -> None:
         self._there = there
         self._prepare_hop = prepare_hop
+        self._find_settings = find_settings
 
     def __repr__(self) -> str:
         return f"<BackgroundDatabase {self._there.config.target}>"
@@ -87,7 +93,7 @@ class BackgroundDatabase(AsyncTransactionalQueries[BackgroundTransaction[Row], R
         """
         block = self._there.begin(isolation_level, read_only)
         opened = _opened_by_this_task()
-        async with _pinned(block, self._prepare_hop) as transaction:
+        async with _pinned(block, self._prepare_hop, self._prepare_to_begin) as transaction:
             opened.append(self._there.config.key)
             try:
                 yield transaction
@@ -95,11 +101,24 @@ class BackgroundDatabase(AsyncTransactionalQueries[BackgroundTransaction[Row], R
                 opened.remove(self._there.config.key)
         await after_commit.call_and_await_all(transaction._there._after_commit)
 
+    def _prepare_to_begin(self) -> Hop | None:
+        """What a transaction over there needs to know of the caller."""
+        hopping = self._prepare_hop()
+        if self._find_settings is None:
+            return hopping
+        return (hopping or Hop(None, None, b""))._replace(settings=self._find_settings())
+
     async def _is_in_transaction(self) -> bool:
         return self._there.config.key in _opened_by_this_task()
 
     async def _run(self, work: Callable[[AsyncServerConnection], Awaitable[T]]) -> T:
-        return await await_in_background(self._there._run(work), self._prepare_hop)
+        return await await_in_background(self._there._run(work), self._prepare_to_begin)
+
+
+def hopped_or_asked(find_settings: FindSettings) -> LocalSettings | None:
+    """The settings that came along with a call, or those that *find_settings* gives here."""
+    hopped = hop.get()
+    return hopped.settings if hopped is not None else find_settings()
 
 
 # The keys of the configs whose transactions a task has open.
@@ -115,8 +134,13 @@ def _opened_by_this_task() -> list[str]:
 async def _pinned(
     block: AbstractAsyncContextManager[AsyncTransaction[Row]],
     prepare_hop: Callable[[], Hop | None],
+    prepare_to_begin: Callable[[], Hop | None] | None = None,
 ) -> AsyncIterator[BackgroundTransaction[Row]]:
-    """A block that is entered and left on the background loop, from any loop."""
+    """A block that is entered and left on the background loop, from any loop.
+
+    :param prepare_hop: gives what those in it need to know of their caller.
+    :param prepare_to_begin: and the block itself, if that is more.
+    """
     if is_in_background():
         async with block as transaction:
             here = BackgroundTransaction(transaction, prepare_hop)
@@ -127,7 +151,7 @@ async def _pinned(
                     rollback.transaction = cast("Any", transaction)
                 raise
         return
-    pinned = _PinnedBlock(block, prepare_hop)
+    pinned = _PinnedBlock(block, prepare_to_begin or prepare_hop)
     transaction = await pinned.begin()
     here = BackgroundTransaction(transaction, prepare_hop)
     try:
@@ -160,8 +184,9 @@ class _PinnedBlock:
         self._over: asyncio.Future[bool] | None = None
 
     async def begin(self) -> AsyncTransaction[Any]:
+        hopping = self._prepare_hop()
         self._job = submit_to_background(
-            self._hold(), query_timeout=timeout_of_block.get(), hopping=self._prepare_hop()
+            self._hold(), query_timeout=timeout_of_block.get(), hopping=hopping
         )
         self._job.add_done_callback(self._pass_failure_on)
         try:

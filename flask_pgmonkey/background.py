@@ -322,7 +322,12 @@ async def await_in_background(
     """
     if is_in_background():
         return await coro
-    job = submit_to_background(coro, query_timeout=timeout_of_block.get(), hopping=prepare_hop())
+    try:
+        hopping = prepare_hop()
+    except BaseException:
+        coro.close()
+        raise
+    job = submit_to_background(coro, query_timeout=timeout_of_block.get(), hopping=hopping)
     try:
         return await asyncio.wrap_future(job)
     except psycopg.Error as error:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flask.globals
 import psycopg
@@ -31,6 +31,7 @@ from .signals import Tally, connection_borrowed, connection_opened, pool_exhaust
 
 if TYPE_CHECKING:
     from .connections import PoolConnection
+    from .connections.local_settings import FindSettings
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -48,6 +49,12 @@ _app_context: ContextVar[AppContext] = flask.globals._cv_app
 _after_end: ContextVar[Any] = ContextVar("_after_end", default=None)
 _repeats_allowed: ContextVar[bool] = ContextVar("_repeats_allowed", default=False)
 _request_context: ContextVar[Any] = getattr(flask.globals, "_cv_request", ContextVar("no request"))
+
+
+class HasSettings(Protocol):
+    """Whose the binds are, and what gives the settings with which each transaction begins."""
+
+    _find_settings: FindSettings | None
 
 
 class Context(dict[object, "HeldConnection"]):
@@ -81,11 +88,13 @@ class HeldConnection:
     """
 
     __slots__ = (
-        "_app", "_bind", "_found_open", "_get_pool", "_is_changing", "_lock", "_request",
+        "_app", "_bind", "_db", "_found_open", "_get_pool", "_is_changing", "_lock", "_request",
         "conn", "open_transactions", "pid", "uses",
     )  # fmt: skip
 
-    def __init__(self, app: Flask, get_pool: Callable[[Flask], PoolConnection], bind: str) -> None:
+    def __init__(
+        self, app: Flask, get_pool: Callable[[Flask], PoolConnection], bind: tuple[HasSettings, str]
+    ) -> None:
         self.pid: int = os.getpid()
         self.conn: ServerConnection | None = None
         self.open_transactions: list[OpenTransaction] = []
@@ -93,7 +102,7 @@ class HeldConnection:
         self.uses: list[None] = []
         self._app: Flask | None = app  # None when the context has ended
         self._get_pool = get_pool
-        self._bind = bind
+        self._db, self._bind = bind
         # Reentrant, for what is called in the middle of it: __del__ and handlers of signals.
         self._lock = threading.RLock()
         self._is_changing = False  # self.conn, by the thread that has the lock
@@ -151,6 +160,8 @@ class HeldConnection:
                 conn.record.uses = self.uses
                 conn.record.bind = self._bind
                 conn.record.is_handed_out = False
+                if self._db._find_settings is not None:
+                    _lend_with_settings(conn, self._db._find_settings)
                 self.conn = conn  # last this: who finds it may use it at once
                 return conn
             finally:
@@ -182,6 +193,8 @@ class HeldConnection:
             own = self._get_pool(app).borrow(autocommit=True)
             own.record.uses = self.uses
             own.record.bind = self._bind
+            if self._db._find_settings is not None:
+                _lend_with_settings(own, self._db._find_settings)
             return own, True
         finally:
             self.uses.pop()
@@ -359,6 +372,12 @@ class HeldConnection:
             conn.close()
 
 
+def _lend_with_settings(conn: ServerConnection, find_settings: FindSettings) -> None:
+    from .connections.settings_cursor import lend_with_settings  # what many apps never use
+
+    lend_with_settings(conn, find_settings)
+
+
 def current_app() -> Flask:
     """The app of this code.
 
@@ -384,11 +403,11 @@ def no_app_context() -> RuntimeError:
 
 
 def held_connection(
-    bind: tuple[object, str], get_pool: Callable[[Flask], PoolConnection]
+    bind: tuple[HasSettings, str], get_pool: Callable[[Flask], PoolConnection]
 ) -> HeldConnection:
     """What the current app context holds for a bind.
 
-    :param bind: what stands for it, its name last.
+    :param bind: what stands for it: whose it is, and its name.
     :param get_pool: gives an app's pool to borrow from.
     :raises RuntimeError: outside an app context, or in one that has ended.
     """
@@ -407,14 +426,14 @@ def held_connection(
             raise error_of_ended_context()
         if push is context.ended_push:
             return _context_after_end(app_context).setdefault(
-                bind, HeldConnection(app_context.app, get_pool, bind[1])
+                bind, HeldConnection(app_context.app, get_pool, bind)
             )
         on_g.pop(_ON_G)  # pushed again, as stream_with_context does: it will be torn down again
     # Threads of one context may come here at the same time; all get the same one.
     shared: Context = on_g.setdefault(_ON_G, Context())
-    held = shared.setdefault(bind, HeldConnection(app_context.app, get_pool, bind[1]))
+    held = shared.setdefault(bind, HeldConnection(app_context.app, get_pool, bind))
     if held.pid != os.getpid():
-        held = shared[bind] = HeldConnection(app_context.app, get_pool, bind[1])
+        held = shared[bind] = HeldConnection(app_context.app, get_pool, bind)
     return held
 
 

@@ -30,17 +30,27 @@ if TYPE_CHECKING:
 
     from psycopg.rows import AsyncRowFactory, TupleRow
 
+    from .connections.local_settings import FindSettings
     from .connections.server_connection_async import AsyncServerConnection
 
 T = TypeVar("T")
 
 
 class PooledAsyncQueries(AsyncTransactionalQueries[AsyncTransaction[Row], Row]):
-    """Async queries over a pool: each event loop that uses them has its own."""
+    """Async queries over a pool: each event loop that uses them has its own.
 
-    def __init__(self, manager: PGConnectionManager, config: Config) -> None:
+    :param find_settings: gives those with which each transaction begins.
+    """
+
+    def __init__(
+        self,
+        manager: PGConnectionManager,
+        config: Config,
+        find_settings: FindSettings | None = None,
+    ) -> None:
         self.manager = manager
         self.config = config
+        self._find_settings = find_settings
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.config.target}>"
@@ -90,6 +100,8 @@ class PooledAsyncQueries(AsyncTransactionalQueries[AsyncTransaction[Row], Row]):
         pool = await self.manager.async_pool_for(self.config)
         conn = await pool.borrow(autocommit=True)
         try:
+            if self._find_settings is not None:
+                _lend_with_settings(conn, self._find_settings)
             async with outermost_async_transaction(conn, isolation_level, read_only) as transaction:
                 yield transaction
         finally:
@@ -99,12 +111,20 @@ class PooledAsyncQueries(AsyncTransactionalQueries[AsyncTransaction[Row], Row]):
         pool = await self.manager.async_pool_for(self.config)
         conn = await pool.borrow(autocommit=True)
         try:
+            if self._find_settings is not None:
+                _lend_with_settings(conn, self._find_settings)
             return await work(conn)
         finally:
             await pool.release(conn)
 
     async def _is_in_transaction(self) -> bool:
         return False
+
+
+def _lend_with_settings(conn: AsyncServerConnection, find_settings: FindSettings) -> None:
+    from .connections.settings_cursor import lend_with_settings  # what many apps never use
+
+    lend_with_settings(conn, find_settings)
 
 
 class _TaskTransaction:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, partial
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -20,6 +21,7 @@ from .config import Config, ConfigSource, check_config, read_config
 from .config.libpq import is_connection_string
 from .config.values import Setting, nearest_name, seconds, switch
 from .connections import Configure
+from .connections.local_settings import FindSettings, GivesSettings, ask
 from .connections.query_timeout import block_with_timeout
 from .connections.server_connection import ServerConnection
 from .connections.watching import Hop, hop_of
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 T = TypeVar("T")
+SettingsT = TypeVar("SettingsT", bound=GivesSettings)
 
 DEFAULT = "default"
 _EMBEDDED = "embedded"
@@ -207,13 +210,19 @@ class BoundDatabase(TransactionalQueries[Row]):
 
         They run over one async pool, on the process's background loop.
         """
-        from .aio import BackgroundDatabase  # what many apps never use
+        from .aio import BackgroundDatabase, hopped_or_asked  # what many apps never use
         from .database_async import PooledAsyncQueries
 
         config = self._db.get_config(self._name)
         state = self._db._state()
-        there: PooledAsyncQueries[Row] = PooledAsyncQueries(state.manager, config)
-        return BackgroundDatabase(there, partial(state.prepare_hop, config, self._name))
+        find_settings = self._db._find_settings
+        there: PooledAsyncQueries[Row] = PooledAsyncQueries(
+            state.manager,
+            config,
+            partial(hopped_or_asked, find_settings) if find_settings else None,
+        )
+        prepare_hop = partial(state.prepare_hop, config, self._name)
+        return BackgroundDatabase(there, prepare_hop, find_settings)
 
     @property
     def connection(self) -> psycopg.Connection[Row]:
@@ -488,6 +497,7 @@ class PGMonkey(BoundDatabase[Row]):
         self._row_factory = row_factory
         self._configure = configure
         self._types = types
+        self._find_settings: FindSettings | None = None
         self._apps: WeakKeyDictionary[Flask, _AppState] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
@@ -648,6 +658,31 @@ class PGMonkey(BoundDatabase[Row]):
         In debug the fifth time from the same line is a warning outside of it.
         """
         return block_with_repeats()
+
+    def session_settings(self, function: SettingsT) -> SettingsT:
+        """Have every transaction, of every database of the apps, begin with what *function* gives:
+        a mapping of settings such as ``{"app.user_id": g.user_id}``, or None for none. A decorator.
+
+        It is called in the context of who queries, before each transaction and each single query,
+        which gets its settings without another round trip. They end with the transaction. Where the
+        function raises, nothing is queried; what it queries itself has no settings. See
+        *Row-level security and tenants* in the docs.
+
+        :raises RuntimeError: where there is one already.
+        :raises TypeError: for a coroutine function.
+        """
+        if iscoroutinefunction(function):
+            raise TypeError(
+                "session_settings() takes a plain function, which db.aio calls too, and not a"
+                " coroutine function"
+            )
+        if self._find_settings is not None:
+            raise RuntimeError(
+                "this PGMonkey has a function of session_settings() already: give all settings in"
+                " one mapping"
+            )
+        self._find_settings = partial(ask, function)
+        return function
 
     # Binds, and what lies under them
 

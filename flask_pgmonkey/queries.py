@@ -317,7 +317,7 @@ class Queries(ABC, Generic[Row]):
         """
         conn = self._begin_use()
         try:
-            with conn.transaction(force_rollback=True) if analyze else nullcontext():
+            with _transaction_to_explain(conn, analyze):
                 return _explain(conn, query, params, analyze)
         finally:
             self._end_use(conn)
@@ -525,6 +525,15 @@ def _fetch_json(conn: ServerConnection, query: Query, params: Params | None) -> 
         explain_parameters(params)
         raise
     return read_json(conn.pgconn, cursor.pgresult)
+
+
+def _transaction_to_explain(
+    conn: ServerConnection, analyze: bool
+) -> AbstractContextManager[object]:
+    # Also for settings of transactions, whatever cursor asks for the plan.
+    if analyze or conn.record.find_settings is not None:
+        return conn.transaction(force_rollback=True)
+    return nullcontext()
 
 
 def _explain(conn: ServerConnection, query: Query, params: Params | None, analyze: bool) -> Plan:

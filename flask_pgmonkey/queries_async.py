@@ -312,7 +312,7 @@ class AsyncQueries(ABC, Generic[Row]):
         """
 
         async def explain(conn: AsyncServerConnection) -> Plan:
-            async with conn.transaction(force_rollback=True) if analyze else nullcontext():
+            async with _transaction_to_explain(conn, analyze):
                 return await _explain(conn, query, params, analyze)
 
         return await self._run(explain)
@@ -511,6 +511,15 @@ async def _fetch_json(conn: AsyncServerConnection, query: Query, params: Params 
         explain_parameters(params)
         raise
     return read_json(conn.pgconn, cursor.pgresult)
+
+
+def _transaction_to_explain(
+    conn: AsyncServerConnection, analyze: bool
+) -> AbstractAsyncContextManager[object]:
+    # Also for settings of transactions, whatever cursor asks for the plan.
+    if analyze or conn.record.find_settings is not None:
+        return conn.transaction(force_rollback=True)
+    return nullcontext()
 
 
 async def _explain(

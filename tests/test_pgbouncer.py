@@ -27,6 +27,7 @@ from flask_pgmonkey.migrations import Migrations
 from .ports import give_back_port, reserve_port
 from .proxy import Proxy
 from .servers import PrivateServer, make_open_folder
+from .tenants import assert_tenants_are_apart
 
 _PROGRAM = shutil.which("pgbouncer", path=os.environ.get("PATH", "") + ":/usr/sbin")
 
@@ -233,3 +234,11 @@ def test_migrations_refuse_it_and_go_past_it(
     past = read_config({**pooled, "direct_settings": {"port": private_server.port}})
     assert Migrations(past, tmp_path).up() == ["1_books.sql"]
     assert Migrations(past, tmp_path).down() == ["1_books.sql"]
+
+
+def test_behind_it_no_tenant_ever_sees_a_row_of_the_other(
+    bouncer: Bouncer, private_server: PrivateServer
+) -> None:
+    with psycopg.connect(**private_server.settings(), autocommit=True) as owner:
+        # The three clients share two sessions.
+        assert_tenants_are_apart(bouncer.settings(), owner)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..signals import CallSite
+    from .local_settings import LocalSettings
     from .server_connection import ServerConnection
     from .server_connection_async import AsyncServerConnection
 
@@ -179,18 +180,24 @@ class TripWatch(Watch):
 
 
 def run_together(
-    conn: ServerConnection, statements: Sequence[Statement], wrapped: bool | None = None
+    conn: ServerConnection,
+    statements: Sequence[Statement],
+    wrapped: bool | None = None,
+    settings: LocalSettings | None = None,
 ) -> None:
     """Run *statements* in one round trip, all of them or none.
 
     A stale plan is not seen where no transaction was open. Any other error costs a second round
     trip, for the ROLLBACK.
 
+    Where its borrower has settings for each transaction, they go with the BEGIN.
+
+    :param settings: those, if it has been asked for them already.
     :param wrapped: whether BEGIN and COMMIT go with them, on a connection that is in no
         transaction. Without it they do where there are several statements and no transaction.
     :raises psycopg.Error: that of the first that fails, with its place among several.
     """
-    trip = RoundTrip(conn, statements, wrapped)
+    trip = RoundTrip(conn, statements, wrapped, settings)
     with TripWatch(conn, trip.told) if _is_heard() else _UNSEEN:
         try:
             _make(conn, trip)
@@ -203,10 +210,13 @@ def run_together(
 
 
 async def run_together_async(
-    conn: AsyncServerConnection, statements: Sequence[Statement], wrapped: bool | None = None
+    conn: AsyncServerConnection,
+    statements: Sequence[Statement],
+    wrapped: bool | None = None,
+    settings: LocalSettings | None = None,
 ) -> None:
     """:func:`run_together`, on the running loop."""
-    trip = RoundTrip(conn, statements, wrapped)
+    trip = RoundTrip(conn, statements, wrapped, settings)
     with TripWatch(conn, trip.told) if _is_heard() else _UNSEEN:
         try:
             await _make_async(conn, trip)
@@ -254,6 +264,7 @@ class RoundTrip:
         conn: ServerConnection | AsyncServerConnection,
         statements: Sequence[Statement],
         wrapped: bool | None,
+        settings: LocalSettings | None,
     ) -> None:
         if conn._pipeline is not None:
             raise psycopg.ProgrammingError(
@@ -264,6 +275,10 @@ class RoundTrip:
         self._statements = statements
         self._was_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
         self._is_wrapped = len(statements) > 1 and self._was_idle if wrapped is None else wrapped
+        if settings is None and self._was_idle and conn.record.find_settings is not None:
+            settings = conn.record.find_settings()
+        self._settings = settings
+        self._is_wrapped = self._is_wrapped or settings is not None
         self._place = ""
         self._prepare: bool | None = None  # as psycopg decides
         self.told: list[Statement] = [each for each in statements if each.is_told]
@@ -324,7 +339,10 @@ class RoundTrip:
             yield from conn._prepared.maintain_gen(conn)  # what another batch has left to do
         if self._is_wrapped:
             self._enqueue(pipeline, conn._get_tx_start_command())
+        if self._settings is not None:
+            self._enqueue(pipeline, *self._settings.message(pgconn._encoding))
         owners += [None] * len(queue)
+        before = len(queue)
         for statement in self._statements:
             yield from statement.send_gen(self._prepare)
             owners += [statement] * (len(queue) - len(owners))
@@ -339,8 +357,10 @@ class RoundTrip:
         conn._pipeline = None
         if pgconn.status == ConnStatus.OK:
             pgconn.exit_pipeline_mode()
-        for owner, queued, results in zip(owners, queue, answers, strict=False):
+        for place, (owner, queued, results) in enumerate(zip(owners, queue, answers, strict=False)):
             if results[0].status in _REFUSALS:
+                if self._settings is not None and place < before:
+                    self._place = "at the BEGIN, or in what session_settings gave for it"
                 yield from self._fail_gen(owner, results[0], began)
             if owner is not None and queued is not None:  # not of its PREPARE
                 _, preparing = queued
@@ -356,8 +376,10 @@ class RoundTrip:
             yield from conn._prepared.maintain_gen(conn)
 
     @staticmethod
-    def _enqueue(pipeline: psycopg.Pipeline, command: bytes) -> None:
-        pipeline.command_queue.append(partial(pipeline.pgconn.send_query_params, command, None))
+    def _enqueue(
+        pipeline: psycopg.Pipeline, command: bytes, params: list[bytes | None] | None = None
+    ) -> None:
+        pipeline.command_queue.append(partial(pipeline.pgconn.send_query_params, command, params))
         pipeline.result_queue.append(None)
 
     def _read_gen(self) -> PQGen[list[list[PGresult]]]:
@@ -392,7 +414,7 @@ class RoundTrip:
             elif transaction_ended.receivers:
                 note_own_transaction(conn, False, began)
         if owner is None:
-            self._place = f"at the COMMIT of the {self._names_all()}"
+            self._place = self._place or f"at the COMMIT of the {self._names_all()}"
         elif owner.is_told and len(self.told) > 1:
             self._place = f"in query {self.told.index(owner) + 1} of {len(self.told)} of the batch"
         try:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..after_commit import Callbacks
     from ..events import Event
+    from .local_settings import FindSettings
     from .protocols import NotedConnection, Opener
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
@@ -91,6 +92,7 @@ class ConnectionRecord(Generic[SourceT]):
     :ivar after_commit: what is called when the transaction is committed that a block of ours began;
         None outside of those.
     :ivar refusal: why its open transaction blocks will not be committed, if something is wrong.
+    :ivar find_settings: gives those with which each transaction of its borrower begins.
     :ivar closed_in_transaction: whether its borrower closed it with a transaction open.
     :ivar shutdown_sqlstate: why the server ends the connection, once it has said so.
     :ivar bind: the name of the database for which it is borrowed, where the borrower knows it.
@@ -113,6 +115,7 @@ class ConnectionRecord(Generic[SourceT]):
         "closed_in_transaction",
         "configure",
         "failed_by",
+        "find_settings",
         "has_prepared",
         "is_copy_cancelled",
         "is_copy_left",
@@ -168,6 +171,7 @@ class ConnectionRecord(Generic[SourceT]):
         self.transaction_began: float | None = None
         self.blocks: list[tuple[FrameType, Any]] = []
         self.after_commit: Callbacks | None = None
+        self.find_settings: FindSettings | None = None
         self.refusal: Refusal | None = None
         self.closed_in_transaction: bool = False
         self.has_prepared: bool = False

@@ -27,6 +27,7 @@ from psycopg.pq import Format, TransactionStatus
 from ..config import Config, is_secret_key
 from ..errors import ConfigError
 from ..signals import query_executed, transaction_ended
+from . import local_settings
 from .adapters import NotedAdapters
 from .connect_errors import seconds
 from .cursor import MarkingCursor
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from .known_types import KnownTypes
     from .liveness import Recorded
+    from .local_settings import LocalSettings
     from .protocols import AnyConnection
     from .record import ConnectionRecord
 
@@ -163,6 +165,13 @@ class BaseServerConnection(BaseConnection[Any]):
         gen = super()._exec_command(command, result_format)
         if isinstance(command, bytes):  # not those of a cursor, which has a query of its own
             gen = noted_command(command, gen)
+        if query_executed.receivers or transaction_ended.receivers:
+            return watched_command(self, command, gen)
+        return gen
+
+    def _begin_gen(self, command: bytes, settings: LocalSettings) -> PQGen[PGresult | None]:
+        """Begin a transaction by *command*, with *settings*."""
+        gen = noted_command(command, local_settings.begin_gen(self, command, settings))
         if query_executed.receivers or transaction_ended.receivers:
             return watched_command(self, command, gen)
         return gen
@@ -306,6 +315,7 @@ def put_back_plain_attributes(conn: Any, values: Iterable[Any]) -> None:
     record: ConnectionRecord[Any] = conn.record
     if not (is_marking(conn.cursor_factory) and is_marking(conn.server_cursor_factory)):
         record.is_marked = True  # nothing saw what these cursors left
+    record.find_settings = None
     for name, value in zip(_PLAIN_ATTRIBUTES, plain, strict=True):
         setattr(conn, name, value)
     conn._notice_handlers[:] = notice_handlers

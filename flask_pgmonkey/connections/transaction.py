@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..after_commit import Callbacks
+    from .local_settings import LocalSettings
     from .record import ConnectionRecord
 
 
@@ -53,6 +54,7 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
 
     _began_in: object = None
     _callbacks_before: int = 0
+    _settings: LocalSettings | None = None
 
     @staticmethod
     @abstractmethod
@@ -64,7 +66,21 @@ class _OwnTransaction(BaseTransaction[ConnectionType]):
         self._callbacks_before = len(self._conn.record.after_commit or ())  # type: ignore[attr-defined]
         if self.pgconn.transaction_status == TransactionStatus.IDLE:
             self._conn.record.failed_by = None  # type: ignore[attr-defined]
-        yield from super()._enter_gen()
+        if self._settings is None:
+            yield from super()._enter_gen()
+            return
+        self.status = self.Status.ACTIVE
+        self._push_savepoint()
+        begin, *others = self._get_enter_commands()
+        yield from self._conn._begin_gen(begin, self._settings)  # type: ignore[attr-defined]
+        for command in others:
+            yield from self._conn._exec_command(command)
+
+    def _ask_for_settings(self) -> None:
+        """Find those with which it is to begin, if it is the outermost. No lock must be held."""
+        find_settings = self._conn.record.find_settings  # type: ignore[attr-defined]
+        if find_settings is not None and self.pgconn.transaction_status == TransactionStatus.IDLE:
+            self._settings = find_settings()
 
     def _exit_gen(
         self,
@@ -146,6 +162,7 @@ class Transaction(_OwnTransaction["psycopg.Connection[Any]"], psycopg.Transactio
         return threading.current_thread()
 
     def __enter__(self) -> Self:
+        self._ask_for_settings()
         try:
             return super().__enter__()
         except BaseException as error:
@@ -177,6 +194,7 @@ class AsyncTransaction(_OwnTransaction["psycopg.AsyncConnection[Any]"], psycopg.
         return asyncio.current_task()
 
     async def __aenter__(self) -> Self:
+        self._ask_for_settings()
         try:
             return await super().__aenter__()
         except BaseException as error:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..events import ConnectionEvent, Event, QueryEvent
+    from .local_settings import LocalSettings
     from .protocols import Opener
     from .record import ConnectionRecord
 
@@ -62,11 +63,13 @@ class Hop(NamedTuple):
     :ivar origin: of its events.
     :ivar call_site: where the app's own code is.
     :ivar tag: the comment for its statements.
+    :ivar settings: those with which its transaction is to begin.
     """
 
     origin: Origin | None
     call_site: CallSite | None
     tag: bytes
+    settings: LocalSettings | None = None
 
 
 hop: ContextVar[Hop | None] = ContextVar("hop", default=None)

@@ -25,11 +25,11 @@ from ..servers import Server
 NAMES_OF_PSYCOPG = {
     "_adapters", "_autocommit", "_check_copy_result", "_check_result_for_fetch", "_commit_gen",
     "_conn", "_connect_gen", "_convert_query", "_deferrable", "_encoding", "_enter_gen",
-    "_exec_command", "_exit_gen", "_fetch_gen", "_get_tx_start_command", "_isolation_level",
-    "_last_query", "_make_row", "_maybe_prepare_gen", "_notice_handlers", "_notifies_backlog",
-    "_notify_handlers", "_num_transactions", "_outer_transaction", "_pgconn", "_pipeline",
-    "_prepared", "_query", "_raise_for_result", "_read_only", "_rollback_gen", "_set_results",
-    "_stack_index", "_start_copy_gen",
+    "_exec_command", "_exit_gen", "_fetch_gen", "_get_enter_commands", "_get_tx_start_command",
+    "_isolation_level", "_last_query", "_make_row", "_maybe_prepare_gen", "_notice_handlers",
+    "_notifies_backlog", "_notify_handlers", "_num_transactions", "_outer_transaction", "_pgconn",
+    "_pipeline", "_prepared", "_push_savepoint", "_query", "_raise_for_result", "_read_only",
+    "_reset", "_rollback_gen", "_set_results", "_stack_index", "_start_copy_gen",
     "_start_query", "_to_flush", "_tpc", "_tpc_prepare_gen", "_tx",
 }  # fmt: skip
 MODULES_OF_PSYCOPG = {
