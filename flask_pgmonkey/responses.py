@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 from flask import Response
 from werkzeug.wsgi import ClosingIterator
 
 from .contexts import current_app
-from .copying import CSV, JSON_LINES, CopyStream, json_array, json_lines
+from .copying import CSV, JSON_LINES, CopyStream, csv_file, json_array, json_lines
 
 BeginCopy = Callable[..., CopyStream]
 """Runs a query within an :class:`Enclosure`. Takes ``safe_formulas`` too."""
@@ -19,19 +19,22 @@ BeginCopy = Callable[..., CopyStream]
 def stream_json(begin_copy: BeginCopy, lines: bool) -> Response:
     """A response with an object for each row: in an array, or each on a line of its own."""
     blocks = begin_copy(JSON_LINES)
-    return current_app().response_class(
-        ClosingIterator((json_lines if lines else json_array)(blocks), blocks.close),
-        mimetype="application/x-ndjson" if lines else "application/json",
-    )
+    if lines:
+        return _response(json_lines(blocks), blocks, "application/x-ndjson")
+    return _response(json_array(blocks), blocks, "application/json")
 
 
 def stream_csv(begin_copy: BeginCopy, filename: str, safe_formulas: bool) -> Response:
     """A response with a CSV file that the browser saves."""
     disposition = _attachment(filename)
     blocks = begin_copy(CSV, safe_formulas=safe_formulas)
-    response = current_app().response_class(blocks, mimetype="text/csv")
+    response = _response(csv_file(blocks), blocks, "text/csv")
     response.headers["Content-Disposition"] = disposition
     return response
+
+
+def _response(body: Iterator[bytes], blocks: CopyStream, mimetype: str) -> Response:
+    return current_app().response_class(ClosingIterator(body, blocks.close), mimetype=mimetype)
 
 
 # Control characters, what separates folders, and halves of characters.

@@ -25,9 +25,9 @@ POOL = {"pool_settings": {"max_size": 2}}
 SLOW_READER_MB = int(os.environ.get("PGMONKEY_SLOW_READER_MB", "50"))
 
 
-def start(programs: Programs, name: str) -> WebServer:
+def start(programs: Programs, name: str, *options: str) -> WebServer:
     command = (
-        ("flask", "--app", "tests.processes.app", "run", "--port", 0)
+        ("flask", "--app", "tests.processes.app", "run", "--port", 0, *options)
         if name == "werkzeug"
         else (
             *("gunicorn", "--bind", "127.0.0.1:0", "--worker-class", name, "--threads", 2),
@@ -67,6 +67,16 @@ def count_of(kind: str, body: str) -> int:
     return len(json.loads(body)) if kind == "json" else len(body.splitlines())
 
 
+def expect_not_valid(kind: str, body: str) -> None:
+    """Fail if a body with many rows could be taken for whole."""
+    assert body.count("x" * 100) > 1000
+    if kind == "csv":
+        assert body.endswith('\n"')
+    else:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(body if kind == "json" else body.splitlines()[-1])
+
+
 every_kind = pytest.mark.parametrize("kind", ["json", "lines", "csv"])
 
 
@@ -83,14 +93,18 @@ def test_a_query_that_fails_halfway_breaks_the_body(
         assert answer.getheader("Transfer-Encoding") == "chunked"
         with pytest.raises(http.client.IncompleteRead) as caught:
             answer.read()
-    received = caught.value.partial.decode()
-    assert received.count("x" * 100) > 1000
-    if kind != "csv":
-        with pytest.raises(json.JSONDecodeError):
-            json.loads(received if kind == "json" else received.splitlines()[-1])
+    expect_not_valid(kind, caught.value.partial.decode())
     # The server goes on, and its connection with it.
     assert count_of(kind, web.get(f"/rows/{kind}/10")) == 10
     wait_for(lambda: not programs.sessions("active"), "the end of the query")
+
+
+@every_kind
+def test_under_the_debugger_which_ends_every_body_it_is_not_valid(
+    programs: Programs, kind: str
+) -> None:
+    web = start(programs, "werkzeug", "--debug", "--no-reload")
+    expect_not_valid(kind, web.get(f"/rows/{kind}/200000?fails_at=100000"))
 
 
 @every_kind
