@@ -23,6 +23,12 @@ _TOKEN = (
     r"|(?P<malformed>\$\{)"
 )
 
+#: The two flags, by the names that code, apps and commands give them.
+RESOLVE_ENV = "resolve_env (PGMONKEY_RESOLVE_ENV, --resolve-env)"
+ALLOW_SENSITIVE_DEFAULTS = (
+    "allow_sensitive_defaults (PGMONKEY_ALLOW_SENSITIVE_DEFAULTS, --allow-sensitive-defaults)"
+)
+
 #: Where a value stands in the config: mapping keys and list indexes from the top.
 KeyPath = tuple[object, ...]
 
@@ -101,9 +107,14 @@ def where_relative(file: Path) -> str:
 
 def unresolved_reference(place: str) -> ConfigError:
     """The error for a reference where ``resolve_env`` is off."""
+    return ConfigError(f"{place} is a reference; switch on {RESOLVE_ENV} to resolve it.")
+
+
+def ambiguous_secret(place: str) -> ConfigError:
+    """The error for a secret with ``${VAR}`` in it where ``resolve_env`` is off."""
     return ConfigError(
-        f"{place} is a reference; switch on resolve_env (PGMONKEY_RESOLVE_ENV, --resolve-env) to "
-        "resolve it."
+        f"{place} looks like a reference to an environment variable; switch on {RESOLVE_ENV} to "
+        "resolve it, and write $${ for the characters themselves."
     )
 
 
@@ -234,7 +245,7 @@ class References:
             raise self._error(
                 path,
                 f"a secret key may have no default in the config; set the environment variable "
-                f"{variable} and write ${{{variable}}}, or pass allow_sensitive_defaults=True",
+                f"{variable} and write ${{{variable}}}, or switch on {ALLOW_SENSITIVE_DEFAULTS}",
             )
 
     def _read_variable(self, variable: str, path: KeyPath, default: str | None = None) -> str:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError
 from .bounds import require_bounded
 from .interpolation import (
+    RESOLVE_ENV,
     KeyPath,
     References,
+    ambiguous_secret,
     dotted,
     is_reference,
     looks_like_reference,
@@ -20,7 +22,7 @@ from .interpolation import (
     unresolved_reference,
 )
 from .libpq import URI_SCHEMES
-from .redaction import is_secret_key
+from .redaction import holds_literal_secret, is_secret_key
 from .values import CONNECTION_SECTIONS, PSYCOPG_KEYS, Setting, check_keys
 from .yaml_file import logger, path_of, read_file, type_name, unwrap, warn_if_readable
 
@@ -180,9 +182,10 @@ class UnresolvedConfig:
             if self.references is None and looks_like_reference(value):
                 logger.warning(
                     "%s: %s looks like a reference to an environment variable and is used as it "
-                    "is, because resolve_env is off.",
+                    "is, because %s is off.",
                     self.origin,
                     dotted(path),
+                    RESOLVE_ENV,
                 )
 
     def warn_about_secret_files(self) -> None:
@@ -197,6 +200,10 @@ class UnresolvedConfig:
             return Setting.at(self.origin, path, resolved, hidden=is_reference(value))
         if structured_reference(value) is not None:
             raise unresolved_reference(f"{self.origin}: {dotted(path)}")
+        if looks_like_reference(value) and (
+            is_secret_key(path[-1]) or holds_literal_secret(path[-1], value)
+        ):
+            raise ambiguous_secret(f"{self.origin}: {dotted(path)}")
         return Setting.at(self.origin, path, value, hidden=False)
 
 

@@ -187,9 +187,9 @@ def read_config(
     :raises EnvInterpolationError: if a reference cannot be resolved.
     """
     unresolved = read_unresolved(source, resolve_env, allow_sensitive_defaults, origin)
-    unresolved.warn_about_lookalikes()
     config = _validated(unresolved)
     _check_direct_settings(unresolved)
+    unresolved.warn_about_lookalikes()
     unresolved.warn_about_secret_files()
     return config
 

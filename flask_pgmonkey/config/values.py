@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ConfigError
-from .interpolation import KeyPath, dotted, looks_like_reference
+from .interpolation import RESOLVE_ENV, KeyPath, dotted, looks_like_reference
 from .libpq import KEYWORDS, URI_SCHEMES, is_connection_string, parse_uri, unknown_parameters
 from .redaction import is_secret_key
 from .yaml_file import type_name
@@ -19,6 +20,7 @@ CONNECTION_TYPES = ("normal", "pool", "async", "async_pool")
 _LARGEST_INTEGER = 2**31 - 1
 _SIMPLE_VALUE = r"[\w.+-]{0,30}"
 _SERVER_SETTING_NAME = r"[A-Za-z_][\w$]*(\.[A-Za-z_][\w$]*)*"
+_ENDLESS = (".inf", "+.inf", "inf", "infinity")
 _SWITCH_WORDS: dict[str | int, bool] = {
     **dict.fromkeys(("true", "on", "yes", "1", 1), True),
     **dict.fromkeys(("false", "off", "no", "0", 0), False),
@@ -49,7 +51,7 @@ class Setting:
         if hidden or is_secret_key(path[-1]):
             return cls(place, value, "")
         if looks_like_reference(value):
-            return cls(place, value, "; it is a reference, and resolve_env is off")
+            return cls(place, value, f"; it is a reference, and {RESOLVE_ENV} is off")
         simple = isinstance(value, (int, float, str)) and not _has_endless_digits(value)
         if simple and re.fullmatch(_SIMPLE_VALUE, str(value)):
             return cls(place, value, f", not {value!r}")
@@ -65,16 +67,23 @@ class Setting:
 def whole_number(setting: Setting, least: int = -_LARGEST_INTEGER) -> int:
     """Read an integer of 32 bits from a number or from digits in quotes."""
     value = setting.value
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,10}\s*", value):
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,400}\s*", value):
         value = int(value)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or not least <= value <= _LARGEST_INTEGER
-    ):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        _refuse_exponent(setting)
         limit = f" of at least {least}" if least > -_LARGEST_INTEGER else ""
         raise setting.error(f"a whole number{limit}")
+    if value > _LARGEST_INTEGER:
+        raise setting.error(f"a whole number of at most {_LARGEST_INTEGER}")
     return value
+
+
+def _refuse_exponent(setting: Setting) -> None:
+    # In a file 1e3 stays text, like every number that Python writes otherwise.
+    if isinstance(setting.value, str) and re.fullmatch(
+        r"\s*[+-]?[0-9.]{1,30}e[+-]?[0-9]{1,5}\s*", setting.value, re.IGNORECASE
+    ):
+        raise setting.error("a number without an exponent")
 
 
 def executions_or_off(setting: Setting) -> int | None:
@@ -91,18 +100,23 @@ def seconds(setting: Setting, zero: bool = False) -> float:
     """Read a duration; *zero* permits 0."""
     value = setting.value
     if isinstance(value, str) and re.fullmatch(
-        r"\s*\+?(?:[0-9]{1,20}\.?[0-9]{0,20}|\.[0-9]{1,20})\s*", value
+        r"\s*\+?(?:[0-9]{1,400}\.?[0-9]{0,20}|\.[0-9]{1,20})\s*", value
     ):
         value = float(value)
+    if isinstance(value, str) and value.strip().lower() in _ENDLESS:
+        value = math.inf
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
-        or not 0 <= value <= threading.TIMEOUT_MAX  # NaN fails every comparison.
+        or not value >= 0  # NaN fails every comparison.
         or (value == 0 and not zero)
     ):
+        _refuse_exponent(setting)
         raise setting.error(
             "a number of seconds, 0 or more" if zero else "a number of seconds above 0"
         )
+    if value > threading.TIMEOUT_MAX:
+        raise setting.error(f"a number of seconds, at most {threading.TIMEOUT_MAX:.0f}")
     return float(value)
 
 
@@ -360,15 +374,27 @@ def check_keys(config: Mapping[str, Any], origin: str) -> dict[str, dict[str, An
     for section in SECTIONS:
         content = config.get(section)
         if content is not None and not isinstance(content, Mapping):
-            raise ConfigError(
-                f"{origin}: {section} must be a mapping of names and values, "
-                f"not {type_name(content)}."
-            )
+            raise ConfigError(f"{origin}: {section} {_instead_of_mapping(section, content)}")
         for key in content or ():
             if not _belongs(key, section):
                 raise ConfigError(_unknown_key(origin, section, key))
         sections[section] = {k: v for k, v in (content or {}).items() if v is not None}
     return sections
+
+
+def _instead_of_mapping(section: str, content: object) -> str:
+    expected = "must be a mapping of names and values"
+    is_of_connection = section in CONNECTION_SECTIONS
+    if isinstance(content, str) and content.lstrip().startswith(URI_SCHEMES):
+        home = section if is_of_connection else CONNECTION_SECTIONS[0]
+        return f"{expected}, not a URI; move it to {home}.uri."
+    if isinstance(content, str) and is_connection_string(content):
+        remedy = "; write each of its parts under its own key" if is_of_connection else ""
+        return f"{expected}, not a connection string{remedy}."
+    if looks_like_reference(content):
+        remedy = f"; move it to {section}.uri if it is of one" if is_of_connection else ""
+        return f"{expected}, not a reference{remedy}."
+    return f"{expected}, not {type_name(content)}."
 
 
 def _is_for_anchors(key: object) -> bool:

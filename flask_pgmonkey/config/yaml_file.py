@@ -29,11 +29,17 @@ class NotYAMLError(Exception):
     """Text that is not YAML, or a value that its tag does not fit.
 
     :ivar line: where, counted from 1; 0 if that is not known.
+    :ivar is_tag: whether it is a tag, such as ``!!python/name:os.system`` or ``!!int x``.
     """
 
-    def __init__(self, line: int) -> None:
+    def __init__(self, line: int, is_tag: bool = False) -> None:
         super().__init__(line)
         self.line = line
+        self.is_tag = is_tag
+
+
+class _TagError(yaml.constructor.ConstructorError):
+    """A value with a tag that is not known, or that the value does not fit."""
 
 
 class SafeLoader(yaml.SafeLoader):
@@ -46,7 +52,13 @@ class SafeLoader(yaml.SafeLoader):
             raise
         except Exception:
             place = node.start_mark
-        raise yaml.constructor.ConstructorError(None, None, "", place)
+        raise _TagError(None, None, "", place)
+
+    def construct_undefined(self, node: yaml.Node) -> Any:
+        raise _TagError(None, None, "", node.start_mark)
+
+
+SafeLoader.add_constructor(None, SafeLoader.construct_undefined)  # PyYAML's is of its own class
 
 
 @cache
@@ -162,13 +174,20 @@ def _decode(content: bytes, file: Path) -> str:
 
 
 def _parse(text: str, file: Path) -> dict[str, Any]:
-    config, line = None, None
+    config, wrong = None, None
     try:
         config = parse_yaml(text, file, _loader())
     except NotYAMLError as error:
-        line = error.line
-    if line is not None:
+        wrong = error.line, error.is_tag
+    if wrong is not None:
+        line, is_tag = wrong
         place = f"file {file}, line {line}" if line else f"file {file}"
+        if is_tag:
+            # Without the tag: it may be a password that begins with an exclamation mark.
+            raise ConfigError(
+                f"{place}: what begins with ! is a tag of YAML, and this one is not known or does "
+                "not fit its value; remove it, or put the value in quotes."
+            )
         raise ConfigError(
             f"{place}: not valid YAML. Indent with spaces, and put quotes around "
             "values with special characters such as : # % @ & * ! [ {."
@@ -176,6 +195,11 @@ def _parse(text: str, file: Path) -> dict[str, Any]:
     if config is None:
         raise ConfigError(
             f"file {file} is empty; 'flask pgmonkey create-config' writes a template."
+        )
+    if isinstance(config, str) and config.startswith(URI_SCHEMES):
+        raise ConfigError(
+            f"file {file}: expected the sections of a config, not a URI; move it to "
+            "connection_settings.uri."
         )
     if not isinstance(config, dict):
         raise ConfigError(
@@ -192,7 +216,7 @@ def parse_yaml(text: str, file: Path, loader_class: type[SafeLoader]) -> object:
     :raises ConfigError: for a second document, a key that stands twice, and aliases that would
         come to more than a config may.
     """
-    line = 0
+    line, is_tag = 0, False
     try:
         loader = loader_class(text)
         root = loader.get_node() if loader.check_node() else None
@@ -210,13 +234,13 @@ def parse_yaml(text: str, file: Path, loader_class: type[SafeLoader]) -> object:
         line = text.count("\n", 0, error.position) + 1
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark else 0
+        line, is_tag = mark.line + 1 if mark else 0, isinstance(error, _TagError)
     except (RecursionError, yaml.YAMLError):
         pass  # Nesting beyond all measure.
     else:
         return content
     # PyYAML's own words quote the text, and that may be a password: not even its context stays.
-    raise NotYAMLError(line)
+    raise NotYAMLError(line, is_tag)
 
 
 def _parts_of_node(node: object) -> list[object] | None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -324,13 +325,47 @@ def test_a_reference_is_an_error_or_a_warning_while_resolving_is_off(
         with pytest.raises(ConfigError, match="password is a reference; switch on resolve_env"):
             read_config({"connection_settings": {"password": reference}})
     config = read_config(
-        {"connection_settings": {"password": "${PW}x", "host": "$${", "options": "$HOME"}}
+        {"connection_settings": {"user": "${USER}x", "host": "$${", "options": "$HOME"}}
     )
-    assert config.connect_kwargs()["password"] == "${PW}x"
+    assert config.connect_kwargs()["user"] == "${USER}x"
     assert config.connect_kwargs()["host"] == "$${"
     assert [(r.name, r.levelno) for r in caplog.records] == [("flask_pgmonkey", logging.WARNING)]
-    assert "the mapping: connection_settings.password looks like a reference" in caplog.text
-    assert "PW" not in caplog.text
+    assert "the mapping: connection_settings.user looks like a reference" in caplog.text
+    assert "--resolve-env" in caplog.text
+    assert "USER" not in caplog.text
+
+
+@pytest.mark.parametrize("check", [read_config, check_config])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("connection_settings.password", "${HUNTER2}"),
+        ("connection_settings.password", "a${HUNTER2:-hunter2}"),
+        ("connection_settings.sslkey", "${HUNTER2}/key"),
+        ("connection_settings.uri", "postgresql://app:${HUNTER2}@db/shop"),
+        ("connection_settings.options", "-c app.token=${HUNTER2}"),
+        ("direct_settings.password", "${HUNTER2}"),
+        ("sync_settings.app.token", "${HUNTER2}"),
+        ("async_settings.app.secret", "${HUNTER2}"),
+    ],
+)
+def test_a_secret_that_looks_like_a_reference_is_never_sent_as_it_is(
+    check: Callable[..., object], place: str, value: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    section, _, key = place.partition(".")
+    written = {section: {key: value}}
+    with pytest.raises(ConfigError) as caught:
+        check(written)
+    assert str(caught.value) == (
+        f"the mapping: {place} looks like a reference to an environment variable; switch on"
+        " resolve_env (PGMONKEY_RESOLVE_ENV, --resolve-env) to resolve it, and write $${ for the"
+        " characters themselves."
+    )
+    assert not caplog.records
+    # What it says to write is the text itself.
+    literal = read_config({section: {key: value.replace("${", "$${")}}, resolve_env=True)
+    if section == "connection_settings" and key != "uri":
+        assert literal.connect_kwargs()[key] == value
 
 
 def test_references_convert_like_values_in_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,7 +543,7 @@ def test_a_config_can_be_checked_before_its_references_can_be_resolved() -> None
     ):
         with pytest.raises(ConfigError):
             check_config({**written, **wrong}, resolve_env=True)
-    with pytest.raises(ConfigError, match=r"connection_type .*resolve_env is off"):
+    with pytest.raises(ConfigError, match=r"connection_type .*resolve_env .*is off"):
         check_config(written)
 
 
