@@ -56,13 +56,23 @@ def parse_escape(ctx: click.Context, param: click.Parameter, value: str | None) 
     callback=parse_escape,
     help=r"What stands before a quote within quotes, such as \, or double.",
 )
+@click.option(
+    "--null-quoted", is_flag=True, help="Take it for NULL in quotes too, where all is quoted."
+)
+@click.option("--decimal-comma", is_flag=True, help="Numbers have a comma for a point: 1.234,50.")
+@click.option(
+    "--skip", metavar="LINES", type=click.IntRange(min=0), help="Leave out the first lines."
+)
 @click.option("--header/--no-header", default=None, help="Whether the first line has names.")
 @click.option(
     "--columns",
     metavar="LIST",
     callback=parse_names,
-    help="The table's columns in the file's order, or NAME=COLUMN for names of the header; NAME="
-    " leaves one out.",
+    help="The table's columns in the file's order, or NAME=COLUMN for names of the header or"
+    " positions, as in 2=COLUMN; NAME= leaves one out.",
+)
+@click.option(
+    "--ignore-rest", is_flag=True, help="Leave out the file's columns that have none in the table."
 )
 @click.option("--create", is_flag=True, help="Make the table if there is none.")
 @click.option("--text", is_flag=True, help="Make all its columns text.")
@@ -97,6 +107,10 @@ def import_csv(
     header: bool | None,
     columns: list[str],
     null: str,
+    null_quoted: bool,
+    decimal_comma: bool,
+    skip: int | None,
+    ignore_rest: bool,
     create: bool,
     text: bool,
     sample: int,
@@ -143,9 +157,13 @@ def import_csv(
                 quote=quote,
                 escape=escape,
                 null=null,
+                null_quoted=null_quoted,
+                decimal_comma=decimal_comma,
+                skip=skip,
                 header=settings.has_headers if header is None else header,
                 columns=names,
                 mapping=mapping,
+                ignore_rest=ignore_rest,
                 create=create,
                 text=text,
                 sample=sample,

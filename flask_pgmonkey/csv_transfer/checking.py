@@ -156,3 +156,25 @@ def _mended(
         yield text
         yield block[end : end + 1]  # the quote
         done = end + 1
+
+
+LONGEST_BLANK = 1 << 16
+"""Bytes: of line breaks that are held because they may be the file's end."""
+
+
+def without_blank_end(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """*blocks* without the blank lines that the last record is followed by.
+
+    There are some still where they are very many.
+    """
+    held = b""
+    for block in blocks:
+        body = block.rstrip(b"\r\n")
+        if not body and len(held) < LONGEST_BLANK:
+            held += block
+            continue
+        if held:
+            yield held
+        end = len(body) + (2 if block[len(body) : len(body) + 2] == b"\r\n" else 1)
+        yield block[:end]
+        held = block[end:]

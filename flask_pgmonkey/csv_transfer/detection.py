@@ -109,6 +109,7 @@ def detect_dialect(
     quote: str | None,
     escape: str | None,
     null: str,
+    null_quoted: bool,
     file: str,
 ) -> Dialect:
     """The dialect of a file that begins with *sample*, UTF-8 cut off anywhere.
@@ -126,7 +127,7 @@ def detect_dialect(
     :raises CSVTransferError: if several are as likely.
     """
     choices = [
-        Dialect(each_delimiter, each_quote, null, each_escape)
+        Dialect(each_delimiter, each_quote, null, each_escape, null_quoted)
         for each_quote in (quote or _likely_quotes(sample))
         for each_escape in _likely_escapes(sample, each_quote, escape)
         for each_delimiter in (delimiter or DELIMITERS)
@@ -135,7 +136,7 @@ def detect_dialect(
     if len(choices) == 1:
         return choices[0]
     if not choices:  # What the user said cannot be; let it say why.
-        return Dialect(delimiter or ",", quote or '"', null, escape or None)
+        return Dialect(delimiter or ",", quote or '"', null, escape or None, null_quoted)
     begin = sample[:SAMPLE_SIZE]
     is_whole = len(sample) <= SAMPLE_SIZE
     clean = [each for each in choices if keeps_values_whole(begin, each, is_whole=is_whole)]
@@ -234,7 +235,7 @@ def _sample_rows(sample: bytes, dialect: Dialect) -> list[list[str | None]]:
 
 
 def detect_header(
-    rows: Sequence[Sequence[str | None]], columns: Sequence[str] | None, file: str
+    rows: Sequence[Sequence[str | None]], columns: Sequence[str] | None, file: str, line: int = 1
 ) -> bool:
     """Whether the first of *rows* names columns.
 
@@ -261,7 +262,7 @@ def detect_header(
         f"{file}: the first line may be a header or not; say --header (and map names that the table"
         " does not have with --columns) or --no-header",
         file=file,
-        line=1,
+        line=line,
     )
 
 

@@ -46,6 +46,9 @@ class Dialect:
     escape: str | None = None
     """What stands before a quote within quotes, and before itself; None if quotes are doubled."""
 
+    null_quoted: bool = False
+    """Whether a quoted value is NULL too if it equals :attr:`null`."""
+
     def __post_init__(self) -> None:
         check_character(self.delimiter)
         check_character(self.quote)
@@ -125,6 +128,10 @@ class Dialect:
     def _unquote(self, piece: str) -> str | None:
         if self.quote not in piece:
             return None if piece == self.null else piece
+        value = self._within_quotes(piece)
+        return None if self.null_quoted and value == self.null else value
+
+    def _within_quotes(self, piece: str) -> str:
         if self.escape is not None:
             escaped = f"{re.escape(self.escape)}([{re.escape(self.escape + self.quote)}])"
             return re.sub(f"{escaped}|{re.escape(self.quote)}", lambda found: found[1] or "", piece)

@@ -9,12 +9,13 @@ import psycopg
 
 from ..errors import PGMonkeyError
 from ..printable import one_line
-from .inference import value_class
+from .inference import FRACTIONS, value_class, with_decimal_point
 
 ROW_ERRORS = ("22", "23", "P0")
 """The SQLSTATE classes that lie in a row: its values, a constraint, what a trigger raises."""
 UNDECODABLE = "22021"
 TOO_LARGE = "54000"
+WORDS_FOR_NULL = ("\\N", "NULL", "null", "None", "N/A", "n/a", "-")
 LONGEST_CONTEXT = 10_000
 """Characters: more than a server says that means well."""
 SHOWN_DETAILS = {"23503", "23505", "23P01"}
@@ -59,12 +60,14 @@ def located_error(
     table: str,
     types: Mapping[str, str],
     line: int | None,
+    lines_skipped: int = 0,
 ) -> psycopg.Error | CSVTransferError:
     """The server's *error* with its place in *file*; itself if it does not lie in the file.
 
     :param table: the table's name without its schema.
     :param types: the type of each column.
     :param line: the line of the file, or None where it is the one that the server counted.
+    :param lines_skipped: the lines of the file that the server did not get.
     """
     sqlstate = error.sqlstate or ""
     if not sqlstate.startswith(ROW_ERRORS) and sqlstate != TOO_LARGE:
@@ -73,7 +76,7 @@ def located_error(
     if line is None:
         if place is None:
             return error
-        line = int(place["line"])
+        line = int(place["line"]) + lines_skipped
     column = place["column"] if place and place["column"] in types else None
     where = f"{file}, line {line}"
     found = None
@@ -90,7 +93,20 @@ def located_error(
         message += f" ({shortened(error.diag.message_detail)})"
     if sqlstate == UNDECODABLE:
         message += "; name the file's encoding with --encoding"
+    elif column and place and (advice := _advice(place["value"], types[column])):
+        message += f"; {advice}"
     return CSVTransferError(message, file=file, line=line, column=column, value_class=found)
+
+
+def _advice(value: str | None, type_name: str) -> str:
+    """The option that may give a value its meaning."""
+    if value == "":
+        return "if it stands for NULL, say --null-quoted"
+    if value in WORDS_FOR_NULL:
+        return f"if it stands for NULL, say --null '{value}'"
+    if value and type_name.startswith(FRACTIONS) and with_decimal_point(value) != value:
+        return "if its comma is a decimal one, say --decimal-comma" if "," in value else ""
+    return ""
 
 
 def _place_of(error: psycopg.Error, table: str) -> re.Match[str] | None:

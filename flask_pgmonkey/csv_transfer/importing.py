@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -11,10 +11,11 @@ from typing import Any, BinaryIO, Literal
 import psycopg
 from psycopg import sql
 
+from .columns import columns_by_position, columns_of_header, is_position, with_unnamed
 from .creating import create_table, settle_types
 from .detection import detect_dialect, detect_header
 from .dialect import Dialect
-from .inference import TEXT, ColumnType, infer_types
+from .inference import TEXT, ColumnType, decimal_comma_class, infer_types, value_class
 from .loading import Destination, RejectedFile, copy_records, copy_whole
 from .reading import CSVText
 from .sequences import AdvancedSequence, advance_sequences
@@ -23,11 +24,11 @@ from .tables import (
     TableName,
     check_text,
     column_types,
-    columns_by_position,
-    columns_of_header,
     no_such_table,
 )
 
+ROWS_COMPARED = 2
+"""How many records are looked at, with all that come in the same block."""
 READS_END_MARKERS = 180000
 r"""The first server version that takes a bare ``\.`` in CSV for data."""
 
@@ -61,9 +62,13 @@ def import_csv(
     quote: str | None = None,
     escape: str | None = None,
     null: str = "",
+    null_quoted: bool = False,
+    decimal_comma: bool = False,
+    skip: int | None = None,
     header: bool | None = None,
     columns: Sequence[str] | None = None,
     mapping: Mapping[str, str | None] | None = None,
+    ignore_rest: bool = False,
     create: bool = False,
     text: bool = False,
     sample: int = 10_000,
@@ -83,9 +88,14 @@ def import_csv(
     :param quote: :data:`NO_QUOTE` if quotes are plain characters.
     :param escape: what stands before a quote within quotes; nothing if quotes are doubled.
     :param null: what an unquoted value must equal to be NULL.
+    :param null_quoted: whether a quoted one is NULL too.
+    :param decimal_comma: whether numbers in columns that take fractions have one.
+    :param skip: how many lines to leave out before the first record or header.
     :param header: whether the first record names the columns, which are then found by name.
     :param columns: the table's columns in the order of the file's, whatever a header says.
-    :param mapping: the table's column for some names of the header, None for one to leave out.
+    :param mapping: the table's column for some names of the header, or positions counted from 1,
+        as texts; None for one to leave out.
+    :param ignore_rest: leave out the columns of the file that have none in the table.
     :param create: make the table if there is none, with types that give every value back as it is
         written.
     :param text: make all its columns text.
@@ -101,7 +111,7 @@ def import_csv(
     name = TableName.parse(table)
     check_text(null, "NULL")
     with open_source(source) as opened:
-        csv_text = CSVText(opened, encoding)
+        csv_text = CSVText(opened, encoding, skip)
         with connection.transaction(force_rollback=dry_run):
             types = column_types(connection, name)
             if types is None and not create:
@@ -110,31 +120,39 @@ def import_csv(
             dialect = detect_dialect(
                 csv_text.start,
                 known,
-                delimiter=delimiter,
+                delimiter=delimiter or csv_text.delimiter,
                 quote=quote,
                 escape=escape,
                 null=null,
+                null_quoted=null_quoted,
                 file=opened.name,
             )
             reads_end_markers = connection.info.server_version >= READS_END_MARKERS
             csv_text.check(dialect, reads_end_markers=reads_end_markers)
-            rows = csv_text.look_ahead(sample + 1 if types is None else 1, dialect)
+            rows = csv_text.look_ahead(sample + 1 if types is None else ROWS_COMPARED, dialect)
+            if len(rows[0]) > 1:
+                csv_text.leave_out_blank_end()
+            line = csv_text.first_line
+            mapping = mapping or {}
             if header is None:
-                header = mapping is not None or detect_header(rows, known, opened.name)
+                header = _names_header(mapping, rows[0]) or detect_header(
+                    rows, known, opened.name, line
+                )
+            how: dict[str, Any] = {"ignore_rest": ignore_rest, "file": opened.name, "line": line}
             if header and not columns:
+                names = with_unnamed(rows[0], rows[1:], mapping, **how)
                 chosen = columns_of_header(
-                    rows[0],
-                    known,
-                    mapping or {},
-                    keep_names=keep_names,
-                    file=opened.name,
-                    table=name,
+                    names, known, mapping, keep_names=keep_names, table=name, **how
                 )
             else:
-                chosen = columns_by_position(len(rows[0]), known, columns, opened.name)
+                chosen = columns_by_position(rows, known, columns or (), mapping, table=name, **how)
             candidates: dict[str, ColumnType] = {}
             if types is None:
-                candidates = _inferred_types(chosen, () if text else rows[header:][:sample])
+                candidates = _inferred_types(
+                    chosen,
+                    () if text else rows[header:][:sample],
+                    decimal_comma_class if decimal_comma else value_class,
+                )
                 create_table(connection, name, candidates)
             if truncate:
                 connection.execute(sql.SQL("TRUNCATE {}").format(name.identifier))
@@ -145,6 +163,8 @@ def import_csv(
                 types or dict.fromkeys(candidates, TEXT),
                 dialect,
                 opened.name,
+                line - 1,
+                decimal_comma,
             )
 
             def report(lines: int) -> None:
@@ -155,7 +175,8 @@ def import_csv(
             if on_error == "skip":
                 mode = None if dry_run else opened.mode
                 rejected_file = RejectedFile(_rejected_file(source), mode)
-            if rejected_file is None and None not in chosen:
+            is_whole = None not in chosen and not destination.decimal_columns
+            if rejected_file is None and is_whole:
                 loaded = copy_whole(destination, csv_text, header=header, report=report)
             else:
                 loaded = copy_records(
@@ -165,7 +186,9 @@ def import_csv(
                     rejected_file=rejected_file,
                     report=report,
                 )
-            created = settle_types(connection, name, candidates) if types is None else None
+            created = None
+            if types is None:
+                created = settle_types(connection, name, candidates, decimal_comma=decimal_comma)
             sequences: Sequence[AdvancedSequence] = ()
             if types is not None and not dry_run:
                 sequences = advance_sequences(connection, name, filter(None, chosen))
@@ -184,10 +207,17 @@ def import_csv(
     )
 
 
+def _names_header(mapping: Mapping[str, str | None], first: Sequence[str | None]) -> bool:
+    """Whether *mapping* has names, which only a header can have, and not positions alone."""
+    return any(name in first or not is_position(name) for name in mapping)
+
+
 def _inferred_types(
-    columns: Sequence[str | None], rows: Iterable[Sequence[str | None]]
+    columns: Sequence[str | None],
+    rows: Iterable[Sequence[str | None]],
+    class_of: Callable[[str], ColumnType],
 ) -> dict[str, ColumnType]:
-    inferred = zip(columns, infer_types(rows, len(columns)), strict=True)
+    inferred = zip(columns, infer_types(rows, len(columns), class_of), strict=True)
     return {column: type_name for column, type_name in inferred if column is not None}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 from typing import Literal, NoReturn
 
@@ -46,17 +46,24 @@ WIDER: dict[ColumnType, ColumnType] = {
 """What else may give back the text of values, where a type does not."""
 
 
-def infer_types(rows: Iterable[Sequence[str | None]], width: int) -> list[ColumnType]:
+def infer_types(
+    rows: Iterable[Sequence[str | None]],
+    width: int,
+    class_of: Callable[[str], ColumnType] | None = None,
+) -> list[ColumnType]:
     """The narrowest type of each of *width* columns that holds all values of *rows*.
 
     It is text where there are only NULLs. Whether the type gives every value back as the same text
     is for the server to say.
+
+    :param class_of: :func:`value_class`, or what else says the narrowest type of one value.
     """
+    class_of = class_of or value_class
     types: list[ColumnType | None] = [None] * width
     for row in rows:
         for index, value in enumerate(row[:width]):
             if value is not None and types[index] != TEXT:
-                types[index] = _wider(types[index], value_class(value))
+                types[index] = _wider(types[index], class_of(value))
     return [found or TEXT for found in types]
 
 
@@ -80,6 +87,33 @@ def value_class(value: str) -> ColumnType:
     if value[:1] in ("{", "[") and _is_json(value):
         return "jsonb"
     return TEXT
+
+
+FRACTIONS = ("numeric", "real", "double precision")
+"""How the types begin of which a decimal comma may be meant."""
+_DECIMAL_COMMA = re.compile(r"-?(?:\d+|\d{1,3}(?:\.\d{3})+)(?:,\d+)?", re.ASCII)
+DECIMAL_COMMA_SQL = r"^-?(0|[1-9]\d*|[1-9]\d{0,2}(\.\d{3})+)(,\d+)?$"
+"""A number with a decimal comma, and perhaps points between its thousands, for the server."""
+
+
+def decimal_comma_class(value: str) -> ColumnType:
+    """:func:`value_class` for files with decimal commas."""
+    if not _INTEGER.fullmatch(value):
+        if _DECIMAL_COMMA.fullmatch(value):
+            return "numeric"
+        if _NUMERIC.fullmatch(value):  # With a decimal point after all.
+            return TEXT
+    return value_class(value)
+
+
+def with_decimal_point(value: str) -> str:
+    """*value*, a number with a decimal comma, as PostgreSQL reads it.
+
+    What has a decimal point instead becomes what PostgreSQL refuses.
+    """
+    if _DECIMAL_COMMA.fullmatch(value):
+        return value.replace(".", "").replace(",", ".")
+    return value.replace(".", ",")
 
 
 def _wider(known: ColumnType | None, other: ColumnType) -> ColumnType:

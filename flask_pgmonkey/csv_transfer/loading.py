@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,6 +18,7 @@ from ..files import new_file, our_file
 from ..printable import one_line
 from .dialect import Dialect, LongRecordError
 from .errors import ROW_ERRORS, line_of, located_error
+from .inference import FRACTIONS, with_decimal_point
 from .reading import CSVText
 from .tables import TableName
 
@@ -36,19 +38,37 @@ class Destination:
     types: Mapping[str, str]
     dialect: Dialect
     file: str
+    lines_skipped: int = 0
+    decimal_comma: bool = False
+    """Whether numbers have one, in columns that take fractions."""
+
+    @cached_property
+    def decimal_columns(self) -> list[int]:
+        """Which of :attr:`columns` have numbers to be written with a point instead."""
+        if not self.decimal_comma:
+            return []
+        return [
+            index
+            for index, name in enumerate(self.columns)
+            if name is not None and self.types.get(name, "").startswith(FRACTIONS)
+        ]
 
     def copy_statement(self, *, header: bool) -> sql.Composed:
+        names = sql.SQL(", ").join(
+            sql.Identifier(name) for name in self.columns if name is not None
+        )
         return sql.SQL(
             "COPY {} ({}) FROM STDIN (FORMAT csv, HEADER {}, DELIMITER {}, QUOTE {}, NULL {},"
-            " ESCAPE {}, ENCODING 'UTF8')"
+            " ESCAPE {}{}, ENCODING 'UTF8')"
         ).format(
             self.table.identifier,
-            sql.SQL(", ").join(sql.Identifier(name) for name in self.columns if name is not None),
+            names,
             sql.SQL("true" if header else "false"),
             sql.Literal(self.dialect.delimiter),
             sql.Literal(self.dialect.quote),
             sql.Literal(self.dialect.null),
             sql.Literal(self.dialect.escape or self.dialect.quote),
+            sql.SQL(", FORCE_NULL ({})").format(names) if self.dialect.null_quoted else sql.SQL(""),
         )
 
     def located(self, error: psycopg.Error, line: int | None = None) -> Exception:
@@ -62,6 +82,7 @@ class Destination:
             table=self.table.table,
             types=self.types,
             line=line,
+            lines_skipped=self.lines_skipped,
         )
 
 
@@ -124,7 +145,7 @@ def copy_records(
     first = next(group for group in groups if group)
     head = first.pop(0) if header else b""
     with ExitStack() as stack:
-        loader = _PieceLoader(to, text.line_end, head, rejected_file, stack)
+        loader = _PieceLoader(to, text.line_end, text.skipped + head, rejected_file, stack)
         try:
             for records in itertools.chain([first], groups):
                 loader.load(records)
@@ -184,9 +205,10 @@ class _PieceLoader:
         """Copy all records of *piece* or none; the error, if it lies in one of them."""
         connection = self._to.connection
         try:
+            text = b"".join(map(self._chosen_values, piece))
             with connection.transaction(), connection.cursor() as cursor:
                 with cursor.copy(self._statement) as copy:
-                    copy.write(b"".join(map(self._chosen_values, piece)))
+                    copy.write(text)
                 self.loaded.rows += cursor.rowcount
         except psycopg.Error as error:
             if (error.sqlstate or "")[:2] in ROW_ERRORS:
@@ -195,13 +217,34 @@ class _PieceLoader:
         return None
 
     def _chosen_values(self, record: bytes) -> bytes:
-        if len(self._kept) == len(self._to.columns):
+        if len(self._kept) == len(self._to.columns) and not self._to.decimal_columns:
             return record
         values = self._to.dialect.split(record)
-        if len(values) != len(self._to.columns):
-            return record  # The server has words for too few and too many.
+        self._check_width(len(values))
+        for index in self._to.decimal_columns:
+            values[index] = self._with_decimal_point(values[index])
         delimiter = self._to.dialect.delimiter.encode()
         return delimiter.join(values[index] for index in self._kept) + self._line_end
+
+    def _check_width(self, width: int) -> None:
+        """Make sure that a record has a value for each column that is kept, and none too many.
+
+        The server would not see it where the values that are left make as many as it expects.
+
+        :raises psycopg.Error: in the server's words.
+        """
+        if width > len(self._to.columns):
+            raise psycopg.errors.BadCopyFileFormat("extra data after last expected column")
+        if width <= self._kept[-1]:
+            missing = next(self._to.columns[index] for index in self._kept if index >= width)
+            raise psycopg.errors.BadCopyFileFormat(f'missing data for column "{missing}"')
+
+    def _with_decimal_point(self, written: bytes) -> bytes:
+        (value,) = self._to.dialect.values(written) if written else (None,)
+        if value is None or self._to.dialect.quote in value:
+            return written
+        quote = self._to.dialect.quote.encode()
+        return quote + with_decimal_point(value).encode() + quote
 
     def _index_of(self, error: psycopg.Error, piece: list[bytes]) -> int:
         """The record that *error* names; the middle one if it names none, as foreign keys do."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 
-from .checking import checked, in_whole_pairs
+from .checking import checked, in_whole_pairs, without_blank_end
 from .detection import detect_encoding
 from .dialect import NO_QUOTE, Dialect, line_end_of, quote_end_markers, split_records
 from .errors import CSVTransferError
 from .formats import refuse_other_formats
 from .streams import Source, check_encoding, utf8_blocks
+
+SAYS_DELIMITER = re.compile(rb'"?sep=([!#-&(-/:-@[-`{-~\t ])"?(?:\r?\n|\r)', re.IGNORECASE)
 
 MEBIBYTE = 1 << 20
 LONGEST_LINE = 16 * MEBIBYTE
@@ -25,11 +28,13 @@ class CSVText:
     """The text of *source* in UTF-8.
 
     :param encoding: the encoding of the source; detected if None.
+    :param skip: how many lines to leave out at the start; None for the one of Excel's that says
+        what the delimiter is.
     :raises CSVTransferError: if there is no text, its first line has no end, or it is not of
         *encoding*.
     """
 
-    def __init__(self, source: Source, encoding: str | None) -> None:
+    def __init__(self, source: Source, encoding: str | None, skip: int | None = None) -> None:
         first = source.read()
         refuse_other_formats(first, source.name)
         self.name: str = source.name
@@ -37,19 +42,40 @@ class CSVText:
             check_encoding(encoding) if encoding else detect_encoding(first, source.name)
         )
         self._blocks: Iterator[bytes] = utf8_blocks(source, first, self.encoding)
-        begin: list[bytes] = []
-        for block in self._blocks:
-            begin.append(block)
-            if b"\n" in block or b"\r" in block:
-                break
-            if sum(map(len, begin)) > LONGEST_LINE:
-                raise self._too_long("line", 1, LONGEST_LINE, "is it a CSV file?")
-        self.start: bytes = b"".join(begin)
+        self.skipped: bytes = b""
+        """The lines that were left out."""
+        self.start: bytes = self._read_lines(1)
         """The first line at least, and most of the time as much as a block holds."""
+        self.delimiter: str | None = None
+        """What the file says of itself, as Excel writes it."""
+        if skip is None and (found := SAYS_DELIMITER.match(self.start)):
+            self.delimiter, skip = found[1].decode(), 1
+        self.line_end: bytes = line_end_of(self.start)
+        if skip:
+            self.start += self._read_lines(skip + 1 - self.start.count(self.line_end))
+            lines = self.start.split(self.line_end, skip)
+            self.start = lines.pop() if len(lines) > skip else b""
+            self.skipped = b"".join(line + self.line_end for line in lines)
         if not self.start.strip():
             raise CSVTransferError(f"{self.name}: the file is empty", file=self.name)
-        self.line_end: bytes = line_end_of(self.start)
         self._blocks = itertools.chain([self.start], self._blocks)
+
+    def _read_lines(self, count: int) -> bytes:
+        """As many blocks as have *count* ends of lines, if there are so many."""
+        begin: list[bytes] = []
+        lines = size = 0
+        while lines < count and (block := next(self._blocks, None)) is not None:
+            begin.append(block)
+            lines += block.count(b"\n") or block.count(b"\r")
+            size += len(block)
+            if lines < count and size > LONGEST_LINE:
+                raise self._too_long("line", 1, LONGEST_LINE, "is it a CSV file?")
+        return b"".join(begin)
+
+    @property
+    def first_line(self) -> int:
+        """The number of the line that the first record begins on."""
+        return self.skipped.count(self.line_end) + 1
 
     def check(self, dialect: Dialect, *, reads_end_markers: bool) -> None:
         r"""Let no text pass that COPY would misread, read in *dialect*.
@@ -58,6 +84,7 @@ class CSVText:
         """
 
         def refuse(line: int, has_blank: bool) -> CSVTransferError:
+            line += self.first_line - 1
             if dialect.quote == NO_QUOTE:
                 what = "the text has the character U+0001, which --quote none needs for itself"
             else:
@@ -76,6 +103,10 @@ class CSVText:
         self._blocks = checked(in_whole_pairs(self._blocks, dialect), dialect, refuse)
         if not reads_end_markers:
             self._blocks = quote_end_markers(self._blocks, dialect)
+
+    def leave_out_blank_end(self) -> None:
+        """Leave out the blank lines after the last record."""
+        self._blocks = without_blank_end(self._blocks)
 
     def look_ahead(self, at_least: int, dialect: Dialect) -> list[list[str | None]]:
         """The values of the first *at_least* records and of those that come in the same block.
@@ -101,7 +132,9 @@ class CSVText:
             if len(rows) >= at_least or (rows and size > most):
                 break
             if size > most:
-                raise self._too_long("record", 1, LONGEST_LINE, "is its quote closed?")
+                raise self._too_long(
+                    "record", self.first_line, LONGEST_LINE, "is its quote closed?"
+                )
         self._blocks = itertools.chain(seen, self._blocks)
         return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,12 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
-from .dialect import MOST_VALUES
 from .errors import CSVTransferError, shortened
-
-MOST_COLUMNS = 1600
-"""As many as PostgreSQL's tables may have."""
 
 SYSTEM_COLUMNS = ("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid")
 
+LONGEST_NAME = 63
+"""Bytes: what PostgreSQL keeps of a name, cutting off the rest without an error."""
 LONGEST_GUESSED = 100
 """Characters: of a name for which a near one is looked for."""
 
@@ -45,18 +43,18 @@ class TableName:
         if (quoted := _QUOTED_PART.match(text)) is not None:
             first, rest = quoted[1].replace('""', '"'), text[quoted.end() :]
             if quoted.end() == len(text) and not text.endswith("."):
-                return cls(None, first)
+                return cls(None, fitted(first))
         else:
             first, dot, rest = text.partition(".")
             if not first:
                 raise _no_table_name(text)
             if not dot:
-                return cls(None, first)
+                return cls(None, fitted(first))
         if (quoted := _QUOTED_PART.fullmatch(rest)) is not None and not rest.endswith("."):
             rest = quoted[1].replace('""', '"')
         elif "." in rest or not rest:
             raise _no_table_name(text)
-        return cls(first, rest)
+        return cls(fitted(first), fitted(rest))
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -118,9 +116,15 @@ def plain_name(name: str) -> str:
     return re.sub(r"\W", "_", name.strip().lower())
 
 
+def fitted(name: str) -> str:
+    """*name* as far as PostgreSQL keeps it."""
+    return name if len(name) < 16 else name.encode()[:LONGEST_NAME].decode(errors="ignore")
+
+
 def find_column(name: str, columns: Sequence[str]) -> str | None:
     """The one of *columns* that *name* spells, or that its :func:`plain_name` spells."""
-    return next((each for each in (name, plain_name(name)) if each in columns), None)
+    spelt = (fitted(name), fitted(plain_name(name)))
+    return next((each for each in spelt if each in columns), None)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -157,114 +161,11 @@ def no_such_table(
 def no_such_column(table: TableName, name: str, columns: Iterable[str]) -> CSVTransferError:
     """The error for a column that *table* does not have, with the one that may be meant."""
     shown = [column for column in columns if column not in SYSTEM_COLUMNS]
-    told = f'the table {table} has no column "{shortened(name)}", only {_listed(shown)}'
+    told = f'the table {table} has no column "{shortened(name)}", only {listed(shown)}'
     return CSVTransferError("; ".join(filter(None, (told, nearest(name, shown)))))
 
 
-def columns_of_header(
-    header: Sequence[str | None],
-    columns: Sequence[str] | None,
-    mapping: Mapping[str, str | None],
-    *,
-    keep_names: bool,
-    file: str,
-    table: TableName,
-) -> list[str | None]:
-    """The table's column for each name of *header*, or None where a value is to be left out.
-
-    :param columns: the table's columns, or None for a table that is yet to be created.
-    :param mapping: the user's own choice of column, or None, for some of the names.
-    :param keep_names: whether new columns are named as the header spells them.
-    """
-    names = set(header)
-    if unknown := [name for name in mapping if name not in names]:
-        raise CSVTransferError(f"{file}: --columns names {_listed(unknown)}, not in the header")
-    left_out = sum(column is None for column in mapping.values())
-    check_width(len(header) if len(header) > MOST_VALUES else len(header) - left_out, file)
-    for column in mapping.values():
-        check_text(column or "", "a name in --columns")
-    found: list[str | None] = []
-    taken: set[str] = set()
-    for position, name in enumerate(header, 1):
-        if not name or not name.strip():
-            raise CSVTransferError(
-                f"{file}: column {position} has no name in the header; name the file's columns in"
-                " order with --columns",
-                file=file,
-                line=1,
-            )
-        column = mapping.get(name, name)
-        if column is not None:
-            if columns is not None:
-                column = find_column(column, columns)
-            elif name not in mapping and not keep_names:
-                column = plain_name(column)
-            if column is None:
-                raise CSVTransferError(
-                    f"{file}: the table {table} has no column"
-                    f' "{shortened(mapping.get(name) or name)}", only {_listed(columns or ())}; map'
-                    f' it with --columns "{shortened(name)}=COLUMN" or leave it out with --columns'
-                    f' "{shortened(name)}="',
-                    file=file,
-                    line=1,
-                    column=name,
-                )
-            check_text(column, f"{file}: a name in the header")
-            if column in taken:
-                raise CSVTransferError(
-                    f'{file}: two columns of the header go to the column "{shortened(column)}"; map'
-                    ' one of them with --columns "NAME=COLUMN"',
-                    file=file,
-                    line=1,
-                    column=column,
-                )
-            taken.add(column)
-        found.append(column)
-    return found
-
-
-def columns_by_position(
-    width: int, columns: Sequence[str] | None, chosen: Sequence[str] | None, file: str
-) -> list[str | None]:
-    """The table's column for each of the *width* columns of a file, in order.
-
-    :param columns: the table's columns, or None for a table that is yet to be created.
-    :param chosen: the user's own choice; all columns if None.
-    """
-    if chosen:
-        if len(chosen) != width:
-            raise CSVTransferError(
-                f"{file}: --columns names {len(chosen)} columns, the first record has {width}",
-                file=file,
-                line=1,
-            )
-        return [
-            find_column(check_text(name, "a name in --columns"), columns or ()) or name
-            for name in chosen
-        ]
-    if columns:
-        return [*columns]  # If their number is another, the server says so.
-    check_width(width, file)
-    return [f"column_{number}" for number in range(1, width + 1)]
-
-
-def check_width(width: int, file: str) -> None:
-    """Make sure that a table can have so many columns.
-
-    :raises CSVTransferError: if it cannot.
-    """
-    if width <= MOST_COLUMNS:
-        return
-    found = f"{width:,}" if width <= MOST_VALUES else f"more than {MOST_VALUES:,}"
-    raise CSVTransferError(
-        f"{file}: the first record has {found} columns, and a table of PostgreSQL {MOST_COLUMNS:,}"
-        " at most; is the delimiter right? Name it with --delimiter, or leave columns out with"
-        ' --columns "NAME="',
-        file=file,
-        line=1,
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first of *names*, as an error shows them."""
     shown = ", ".join(f'"{shortened(name)}"' for name in names[:20])
     return shown if len(names) <= 20 else f"{shown}, …"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,3 +197,144 @@ def test_what_is_clear_is_not_asked_for(run: Import, connection: Connection, cas
     result = run(case.columns, case.content, *case.words)
     assert result.exit_code == 0, result.output
     assert rows_of(connection) == case.rows
+
+
+FOUR = "id int, name text, price numeric, day date"
+LONG = "x" * 70
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        # columns without a name
+        (Case(TWO, ",a,b\n0,1,x\n", ["--columns", "1="], [("1", "x")]), "column 1 has no name"),
+        (Case(TWO, ",a,b\n0,1,x\n", ["--ignore-rest"], [("1", "x")]), "column 1 has no name"),
+        (Case(THREE, ",a,b\n0,1,x\n", ["--columns", "1=c"], [("1", "x", "0")]), "has no name"),
+        (Case("", ",n,age\n0,Ann,5\n", ["--columns", "1=row"], [(0, "Ann", 5)]), "has no name"),
+        (Case("", ",n,age\n0,Ann,5\n", ["--ignore-rest"], [("Ann", 5)]), "has no name"),
+        # trailing delimiters
+        (Case(TWO, "a;b;\n1;x;\n", ["--ignore-rest"], [("1", "x")]), "column 3 has no name"),
+        (Case(TWO, "a;b;\n1;x;\n", ["--columns", "3="], [("1", "x")]), "column 3 has no name"),
+        (Case(TWO, "a;b\n1;x;\n2;y;\n", ["--ignore-rest"], [("1", "x"), ("2", "y")]), "2 names.*3"),
+        (Case(TWO, "name,age\n1,Ann,5\n",
+              ["--skip", "1", "--no-header", "--columns", "1=,2=a,3=b"],
+              [("Ann", "5")]), "first that has no name"),
+        (Case(TWO, "name,age\n1,Ann,5\n",
+              ["--skip", "1", "--no-header", "--columns", "a,b", "--ignore-rest"],
+              [("1", "Ann")]), "2 names.*3 values"),
+        (Case(TWO, "1;x;;\n2;y;;\n", ["--ignore-rest"],
+              [("1", "x"), ("2", "y")]), "the first record has 4 values"),
+        # doubled names
+        (Case(TWO, "a,b,a\n1,x,2\n", ["--columns", "3="], [("1", "x")]), "columns 1 and 3 .*both"),
+        (Case(THREE, "a,b,a\n1,x,2\n", ["--columns", "3=c"], [("1", "x", "2")]), "1 and 3 .*both"),
+        (Case("", "a b,a-b\n1,2\n", ["--columns", "2=c"], [(1, 2)]), 'column "a_b"'),
+        (Case("", f"{LONG}1,{LONG}2\n1,2\n", ["--columns", "2=c"], [(1, 2)]), "columns 1 and 2"),
+        # names that the table does not have
+        (Case(TWO, "a,note\n1,x\n", ["--columns", "2=b"], [("1", "x")]), 'no column "note"'),
+        (Case(TWO, "a,note\n1,x\n", ["--columns", "2="], [("1", None)]), 'no column "note"'),
+        (Case(TWO, "a,note\n1,x\n", ["--ignore-rest"], [("1", None)]), 'no column "note"'),
+        (Case("name text, b text", "b,nmae\n1,x\n", ["--columns", "2=name"],
+              [("x", "1")]), 'did you mean "name"'),
+        # names that PostgreSQL keeps for itself
+        (Case("", "ctid,b\n1,2\n", ["--columns", "1=c"], [(1, 2)]), '"ctid" for itself'),
+        (Case("", "XMin,b\n1,2\n", ["--columns", "1=c"], [(1, 2)]), '"xmin" for itself'),
+        # values that an option gives a meaning
+        (Case(FOUR, '"id","name"\n"1","x"\n"","y"\n', ["--null-quoted"],
+              [(1, "x", None, None), (None, "y", None, None)]), 'line 3, column "id"'),
+        (Case(FOUR, "id,name\n\\N,x\n", ["--null", "\\N"],
+              [(None, "x", None, None)]), r"--null '\\N'"),
+        (Case(FOUR, "id;price\n1;1.234,50\n", ["--decimal-comma"],
+              [(1, None, Decimal("1234.50"), None)]), "if its comma is a decimal one"),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_clear_can_be_said(
+    run: Import, connection: Connection, case: Case, told: str
+) -> None:
+    remedied(run, connection, case, told)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(FOUR, "id;price\n1;1.234,50\n2;-0,5\n3;7\n4;\n", ["--decimal-comma"], [
+            (1, None, Decimal("1234.50"), None), (2, None, Decimal("-0.5"), None),
+            (3, None, Decimal(7), None), (4, None, None, None)]),
+        Case("", "n;price\n1;1.234,50\n2;0,5\n", ["--decimal-comma"],
+             [(1, Decimal("1234.50")), (2, Decimal("0.5"))]),
+        Case("", "n;price\n1;1.5\n2;0,5\n", ["--decimal-comma", "--header"],
+             [(1, "1.5"), (2, "0,5")]),
+        Case(FOUR, 'id,price\n1,"2,50"\n', ["--decimal-comma"], [(1, None, Decimal("2.50"), None)]),
+        Case(FOUR, '"id","price"\n"1",""\n', ["--decimal-comma", "--null-quoted"],
+             [(1, None, None, None)]),
+        Case(TWO, "Report\nof today\na,b\n1,x\n", ["--skip", "2"], [("1", "x")]),
+        Case(TWO, "Report, of today\r\n\r\na,b\r\n1,x\r\n", ["--skip", "2"], [("1", "x")]),
+        Case(TWO, "sep=;\na;b\n1,5;x\n", [], [("1,5", "x")]),
+        Case(TWO, '\ufeff"sep=|"\r\na|b\r\n1,5|x\r\n', [], [("1,5", "x")]),
+        Case(TWO, "sep=\t\na\tb\n1,5\tx\n", [], [("1,5", "x")]),
+        Case(TWO, "sep=;\n1,5;x\n", ["--no-header"], [("1,5", "x")]),
+        Case(TWO, "a,b\n1,x\n\n\n", [], [("1", "x")]),
+        Case(TWO, "a,b\r\n1,x\r\n\r\n\n", [], [("1", "x")]),
+        Case(TWO, "a,b\n" + "1,x\n" * 40_000 + "\n" * 60_000, [], [("1", "x")] * 40_000),
+        Case("a text", "a\nx\n\n\n", [], [("x",), (None,), (None,)]),
+        Case(TWO, 'a,b\r\n1,"x\ny"\n2,z\r\n', [], [("1", "x\ny"), ("2", "z")]),
+        Case(TWO, "a,b\n1,x\r\n2,z\n", [], [("1", "x"), ("2", "z")]),
+        Case(f"{LONG[:63]} text", f"{LONG}\n1\n", [], [("1",)]),
+        Case(TWO, " a , b \n1,x\n", [], [("1", "x")]),
+        Case(TWO, "A Name,b\n1,x\n", ["--columns", "A Name=a"], [("1", "x")]),
+        Case(TWO, " A Name ,b\n1,x\n", ["--columns", "A Name=a"], [("1", "x")]),
+        Case("a text, n text, b text", "1,2,x\n", ["--no-header", "--columns", "2="],
+             [("1", None, "x")]),
+        Case(TWO, "a;b\n1;x;\n2;y;\n", ["--columns", "3="], [("1", "x"), ("2", "y")]),
+        Case(TWO, "a;b;\n1;x\n2;y;\n", ["--ignore-rest"], [("1", "x"), ("2", "y")]),
+        Case("", "2019,b\n5,x\n", ["--header", "--columns", "2019=year"], [(5, "x")]),
+    ],
+)  # fmt: skip
+def test_options_and_usual_slips_are_understood(
+    run: Import, connection: Connection, case: Case
+) -> None:
+    result = run(case.columns, case.content, *case.words)
+    assert result.exit_code == 0, result.output
+    assert rows_of(connection) == case.rows
+
+
+@pytest.mark.parametrize("line", ["3", "3,4,y,z", ""])
+@pytest.mark.parametrize("columns", [TWO, "b text"])
+def test_where_columns_are_left_out_no_value_moves_into_anothers_place(
+    run: Import, connection: Connection, line: str, columns: str
+) -> None:
+    content = f"a,no,b\n1,2,x\n{line}\n5,6,z\n"
+    result = run(columns, content, "--ignore-rest")
+    assert result.exit_code == 1
+    assert "line 3: " in result.stderr
+    assert rows_of(connection) == []
+    result = run(columns, content, "--ignore-rest", "--on-error", "skip")
+    assert result.exit_code == 0, result.output
+    assert [row[-1] for row in rows_of(connection)] == ["x", "z"]
+
+
+def test_a_table_fits_its_own_file_the_second_time(run: Import, connection: Connection) -> None:
+    """Names that PostgreSQL cuts off, and those that are made plain, are found again."""
+    content = f"{LONG},Full Name,é{LONG}\n1,Ann,x\n"
+    for _ in range(2):
+        assert run("", content).exit_code == 0
+    assert rows_of(connection) == [(1, "Ann", "x")] * 2
+
+
+def test_a_line_is_counted_as_an_editor_does_after_skipped_ones(
+    run: Import, connection: Connection
+) -> None:
+    for content, words in (("Report\nid,name\n1,x\nz,y\n", ["--skip", "1"]),
+                           ("sep=,\nid,name\n1,x\nz,y\n", [])):  # fmt: skip
+        for more in ([], ["--ignore-rest", "--on-error", "skip"]):
+            result = run(FOUR, content, *words, *more)
+            assert 'line 4, column "id"' in result.stderr
+
+
+def test_rejected_rows_of_a_file_with_skipped_lines_go_in_the_same_way(
+    run: Import, connection: Connection, tmp_path: Path
+) -> None:
+    run(FOUR, "sep=;\nid;name\n1;x\nz;y,z\n", "--on-error", "skip")
+    rejected = (tmp_path / "file.rejected.csv").read_text()
+    assert rejected == "sep=;\nid;name\nz;y,z\n"
+    assert run(FOUR, rejected.replace("\nz", "\n2")).exit_code == 0
+    assert rows_of(connection) == [(1, "x", None, None), (2, "y,z", None, None)]

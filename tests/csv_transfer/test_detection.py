@@ -76,6 +76,7 @@ def detected(
         quote=quote,
         escape=escape,
         null=null,
+        null_quoted=False,
         file="x.csv",
     )
 

@@ -166,8 +166,8 @@ def test_skip_finds_row_900_000(
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ("id,id", 'two columns of the header go to the column "id"'),
-        ("id,ID", 'two columns of the header go to the column "id"'),
+        ("id,id", 'columns 1 and 2 of the file both go to the column "id"'),
+        ("id,ID", 'columns 1 and 2 of the file both go to the column "id"'),
         ("id,", "column 2 has no name in the header"),
         ('id," "', "column 2 has no name in the header"),
         ("id,label", r'the table items has no column "label", only "id", "name", "price"'),

@@ -89,7 +89,7 @@ def test_1000_byte_strings_as_csv(items: Connection, tmp_path: Path) -> None:
             assert items.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
             items.execute("DELETE FROM items WHERE id <> 0")
             items.commit()
-    assert imported > 40
+    assert imported > 25
     assert len(told) > 50
     assert all(told)
     assert not list(tmp_path.glob(".*.partial"))
