@@ -1,10 +1,11 @@
-"""A TCP proxy that can stall, drop, refuse and go deaf."""
+"""A TCP proxy that can delay, stall, drop, refuse and go deaf."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from .ports import give_back_port, reserve_port
@@ -14,12 +15,14 @@ class Proxy:
     """Passes bytes between clients on ``host``:``port`` and a server.
 
     :param target_host: a host name, or the folder of PostgreSQL's unix socket.
+    :param delay: seconds by which what a client sends comes later: a round trip takes that longer.
     """
 
     host = "127.0.0.1"
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(self, target_host: str, target_port: int, delay: float = 0.0) -> None:
         self._target = (target_host, target_port)
+        self._delay = delay
         self._flowing = threading.Event()
         self._flowing.set()
         self._deaf = False
@@ -102,13 +105,19 @@ class Proxy:
         with self._tracked(client), contextlib.suppress(OSError):
             self._flowing.wait()
             with self._tracked(self._connect()) as server:
-                back = self._run(self._pass_on, server, client, number)
-                self._pass_on(client, server, number)
+                back = self._run(self._pass_on, server, client, number, 0.0)
+                self._pass_on(client, server, number, self._delay)
                 back.join()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, number: int) -> None:
+    def _pass_on(
+        self, source: socket.socket, sink: socket.socket, number: int, delay: float
+    ) -> None:
+        with contextlib.suppress(OSError):
+            sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):
             while block := source.recv(65536):
+                if delay:
+                    time.sleep(delay)
                 self._flowing.wait()
                 if number > self._lost:
                     sink.sendall(block)

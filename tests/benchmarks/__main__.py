@@ -7,8 +7,9 @@ import keyword
 from importlib import import_module
 
 BENCHMARKS = (
-    *("request", "seeing", "cache", "kill", "faults", "csv", "json", "import", "async", "testing"),
-)
+    "request", "batch", "json", "seeing", "cache", "kill", "faults", "csv", "import", "async",
+    "testing",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -52,6 +52,12 @@ PROGRAMS = {
         "With an index: Aggregate > Index Only Scan",
         "Its cost is less: True",
     ],
+    "batches": [
+        "Added: 2",
+        "Names: ['Ada', 'Grace'] 2",
+        "The error is in query 2 of 2 of the batch",
+        "All or nothing: 2",
+    ],
     "script_database": ["Inside the transaction: [('ADA',), ('GRACE',)]", "Users: 2"],
 }
 APPS = {
