@@ -19,6 +19,7 @@ desk = Blueprint("desk", __name__)
 
 ORDERS_ON_A_PAGE = 20
 ABOVE_EVERY_ORDER = 2**31 - 1
+ALL_PRODUCTS = "SELECT id, name, note, price, stock FROM products ORDER BY name"
 
 QUANTITY = "quantity-"
 """What the names of the fields begin with in which a customer types how many pieces."""
@@ -37,26 +38,29 @@ class RowId(IntegerConverter):
 def orders() -> str:
     # "Older than this order" is as fast on the last page as on the first; OFFSET is not.
     before = request.args.get("before", ABOVE_EVERY_ORDER, type=int)
-    found = db.fetch_all(
-        "SELECT orders.id, placed_at, users.name AS customer, status,"
-        " (SELECT sum(quantity) FROM order_lines WHERE order_id = orders.id) AS pieces, total"
-        " FROM orders JOIN users ON users.id = user_id"
-        " WHERE orders.id < %s ORDER BY orders.id DESC LIMIT %s",
-        [before, ORDERS_ON_A_PAGE + 1],
-        into=OrderSummary,
-    )
-    week = db.fetch_exactly_one(
-        "SELECT count(*) AS placed, coalesce(sum(total), 0) AS taken,"
-        " (SELECT count(*) FROM products WHERE stock < 5) AS running_low"
-        " FROM orders WHERE placed_at > now() - interval '7 days' AND status <> %s",
-        [OrderStatus.CANCELLED],
-    )
+    with db.batch() as b:
+        page = b.fetch_all(
+            "SELECT orders.id, placed_at, users.name AS customer, status,"
+            " (SELECT sum(quantity) FROM order_lines WHERE order_id = orders.id) AS pieces, total"
+            " FROM orders JOIN users ON users.id = user_id"
+            " WHERE orders.id < %s ORDER BY orders.id DESC LIMIT %s",
+            [before, ORDERS_ON_A_PAGE + 1],
+            into=OrderSummary,
+        )
+        week = b.fetch_exactly_one(
+            "SELECT count(*) AS placed, coalesce(sum(total), 0) AS taken"
+            " FROM orders WHERE placed_at > now() - interval '7 days' AND status <> %s",
+            [OrderStatus.CANCELLED],
+        )
+        running_low = b.fetch_value("SELECT count(*) FROM products WHERE stock < 5")
+    found = page.result()
     return render_template(
         "orders.html",
         orders=found[:ORDERS_ON_A_PAGE],
         has_older=len(found) > ORDERS_ON_A_PAGE,
         has_newer=before != ABOVE_EVERY_ORDER,
-        week=week,
+        week=week.result(),
+        running_low=running_low.result(),
     )
 
 
@@ -100,11 +104,11 @@ def send_order() -> ResponseReturnValue:
 
 
 def order_form(refusal: str | None = None) -> str:
+    with db.batch() as b:
+        users = b.fetch_all("SELECT id, name FROM users ORDER BY name")
+        products = b.fetch_all(ALL_PRODUCTS, into=Product)
     return render_template(
-        "new_order.html",
-        users=db.fetch_all("SELECT id, name FROM users ORDER BY name"),
-        products=all_products(),
-        refusal=refusal,
+        "new_order.html", users=users.result(), products=products.result(), refusal=refusal
     )
 
 
@@ -130,13 +134,7 @@ def cancel(order_id: int) -> ResponseReturnValue:
 
 @desk.get("/products")
 def products() -> str:
-    return render_template("products.html", products=all_products())
-
-
-def all_products() -> list[Product]:
-    return db.fetch_all(
-        "SELECT id, name, note, price, stock FROM products ORDER BY name", into=Product
-    )
+    return render_template("products.html", products=db.fetch_all(ALL_PRODUCTS, into=Product))
 
 
 @desk.post("/products/<row_id:product_id>/restock")

@@ -184,10 +184,10 @@ def test_the_async_view_counts_what_is_to_be_shipped(visitor: Visitor) -> None:
     assert len(visitor.get("/api/summary").json["best_sellers"]) == 3  # type: ignore[index]
 
 
-def test_the_list_of_orders_is_two_queries_however_many_there_are(
+def test_the_list_of_orders_is_one_batch_however_many_there_are(
     visitor: Visitor, pgmonkey_queries: Callable[..., AbstractContextManager[object]]
 ) -> None:
-    with pgmonkey_queries(exactly=2):
+    with pgmonkey_queries(exactly=1):
         visitor.get("/")
 
 
