@@ -7,7 +7,7 @@ from flask_pgmonkey import PGConnectionManager
 
 async def main() -> None:
     manager = PGConnectionManager()
-    pool = await manager.get_database_connection("config.yaml", "async_pool")
+    pool = await manager.get_database_connection("database.yaml", "async_pool")
 
     async def server_process() -> int:
         async with pool as conn:
@@ -18,7 +18,7 @@ async def main() -> None:
     processes = await asyncio.gather(*(server_process() for _ in range(3)))
     print("Connections used:", len(set(processes)))
 
-    same = await manager.get_database_connection("config.yaml", "async_pool")
+    same = await manager.get_database_connection("database.yaml", "async_pool")
     print("The second call gave the same pool:", same is pool)
     await manager.clear_cache_async()
 

@@ -4,7 +4,7 @@ import asyncio
 
 from flask_pgmonkey import AsyncDatabase
 
-db = AsyncDatabase("config.yaml")
+db = AsyncDatabase("database.yaml")
 
 
 async def main() -> None:

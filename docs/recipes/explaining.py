@@ -2,7 +2,7 @@
 
 from flask_pgmonkey import Database
 
-db = Database("config.yaml")
+db = Database("database.yaml")
 query, params = "SELECT count(*) FROM visits WHERE page = %s", (7,)
 
 with db.transaction() as tx:

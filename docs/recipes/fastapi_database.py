@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from flask_pgmonkey import AsyncDatabase
 
-db = AsyncDatabase("config.yaml")
+db = AsyncDatabase("database.yaml")
 
 
 @asynccontextmanager

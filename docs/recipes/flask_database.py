@@ -5,7 +5,7 @@ from flask import Flask
 from flask_pgmonkey import Database
 
 app = Flask(__name__)
-db = Database("config.yaml")
+db = Database("database.yaml")
 
 
 @app.get("/users")

@@ -7,7 +7,7 @@ from flask_pgmonkey import PGMonkey
 db = PGMonkey()
 
 
-def create_app(config: str = "config.yaml") -> Flask:
+def create_app(config: str = "database.yaml") -> Flask:
     app = Flask(__name__)
     app.config["PGMONKEY_CONFIG"] = config
     app.config.from_prefixed_env()  # FLASK_PGMONKEY_CONFIG, where it is set, wins

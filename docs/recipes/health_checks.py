@@ -6,5 +6,5 @@ from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.health import health_blueprint
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 app.register_blueprint(health_blueprint(), url_prefix="/health")

@@ -8,7 +8,7 @@ from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.signals import query_executed
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 queries = Counter()
 
 

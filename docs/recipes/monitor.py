@@ -9,7 +9,7 @@ from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.monitor import monitor_blueprint
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 
 
 def is_operator() -> bool:

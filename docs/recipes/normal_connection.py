@@ -3,7 +3,7 @@
 from flask_pgmonkey import PGConnectionManager
 
 manager = PGConnectionManager()
-connection = manager.get_database_connection("config.yaml", "normal")
+connection = manager.get_database_connection("database.yaml", "normal")
 
 with connection as conn:
     with conn.cursor() as cur:
@@ -19,5 +19,5 @@ except ValueError:
 with connection as conn:
     print("Users:", conn.execute("SELECT name FROM users").fetchall())
 
-same = manager.get_database_connection("config.yaml", "normal")
+same = manager.get_database_connection("database.yaml", "normal")
 print("The second call gave the same object:", same is connection)

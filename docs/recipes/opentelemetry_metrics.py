@@ -6,5 +6,5 @@ from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.metrics import instrument_app
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 instrument_app(app)

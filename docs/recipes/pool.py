@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from flask_pgmonkey import PGConnectionManager
 
 manager = PGConnectionManager()
-pool = manager.get_database_connection("config.yaml", "pool")
+pool = manager.get_database_connection("database.yaml", "pool")
 
 
 def square(number: int) -> int:
@@ -19,5 +19,5 @@ def square(number: int) -> int:
 with ThreadPoolExecutor(8) as threads:
     print(list(threads.map(square, range(10))))
 
-same = manager.get_database_connection("config.yaml", "pool")
+same = manager.get_database_connection("database.yaml", "pool")
 print("The second call gave the same pool:", same is pool)

@@ -5,7 +5,7 @@ from quart import Quart
 from flask_pgmonkey import AsyncDatabase
 
 app = Quart(__name__)
-db = AsyncDatabase("config.yaml")
+db = AsyncDatabase("database.yaml")
 app.before_serving(db.connect)
 app.after_serving(db.disconnect)
 

@@ -2,7 +2,7 @@
 
 from flask_pgmonkey import Database
 
-db = Database("config.yaml")
+db = Database("database.yaml")
 
 db.execute_many("INSERT INTO users (name) VALUES (%s)", [["Ada"], ["Grace"]])
 with db.transaction() as tx:

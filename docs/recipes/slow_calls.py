@@ -7,7 +7,7 @@ from flask import Flask, Response, stream_with_context
 from flask_pgmonkey import PGMonkey
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 
 
 def ask_another_service(name: str) -> str:

@@ -8,7 +8,7 @@ from flask import Flask
 from flask_pgmonkey import PGMonkey
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 queries = aiosql.from_path(Path(__file__).with_name("users.sql"), "psycopg")
 
 

@@ -7,7 +7,7 @@ from psycopg.errors import UniqueViolation
 from flask_pgmonkey import PGMonkey
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 
 
 @app.post("/users/<name>")

@@ -19,7 +19,7 @@ class Initial(NamedTuple):
     users: int
 
 
-db = Database("config.yaml", row_factory=dict_row)
+db = Database("database.yaml", row_factory=dict_row)
 db.execute_many("INSERT INTO users (name) VALUES (%s)", [["Ada"], ["Grace"], ["Anita"]])
 
 users = db.fetch_all("SELECT id, name FROM users ORDER BY name", into=User)  # list[User]

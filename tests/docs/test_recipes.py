@@ -1,4 +1,4 @@
-"""Every file under docs/recipes runs as it stands, beside a config.yaml of a real database."""
+"""Every file under docs/recipes runs as it stands, beside a database.yaml of a real database."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ SCHEMA = """
 def tables(
     database: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[psycopg.Connection[Any]]:
-    """A connection to the recipes' database; its config.yaml is in the working directory."""
-    config = tmp_path / "config.yaml"
+    """A connection to the recipes' database; its database.yaml is in the working directory."""
+    config = tmp_path / "database.yaml"
     config.write_text(yaml.safe_dump({"connection_settings": database}))
     config.chmod(0o600)
     monkeypatch.chdir(tmp_path)

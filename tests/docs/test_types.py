@@ -22,12 +22,12 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
 def shop(
     private_server: PrivateServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """A database with the page's tables, and its shop.yaml in the working directory."""
+    """A database with the page's tables, and its database.yaml in the working directory."""
     pytest.importorskip("pgvector")
     with private_server.connect("app") as admin:  # embedded, so it has the extension vector
         admin.execute(SCHEMA)
         admin.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")
-        file = tmp_path / "shop.yaml"
+        file = tmp_path / "database.yaml"
         file.write_text(yaml.safe_dump({"connection_settings": private_server.settings()}))
         file.chmod(0o600)
         monkeypatch.chdir(tmp_path)
