@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ import yaml
 
 from flask_pgmonkey.connections import borrowed_connections
 
+from ..servers import PrivateServer
 from ..suite import Suite
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -80,6 +82,8 @@ APPS = {
     "prometheus",
     "semantic_search",
     "sql_files",
+    "tenants",
+    "transfers",
 }
 
 SCHEMA = """
@@ -331,6 +335,57 @@ def test_a_nested_transaction_is_a_savepoint(
     assert nicknames == [("Ada",), ("Ada2",)]
     assert client.get("/report").json == {"users": 2, "nicknames": 2}
     with recipe.app.app_context():
+        recipe.db.clear_cache()
+
+
+def test_a_transfer_is_made_once_and_told_once(
+    load: Callable[[str], ModuleType], tables: psycopg.Connection[Any]
+) -> None:
+    tables.execute("CREATE TABLE accounts (id integer PRIMARY KEY, balance integer)")
+    tables.execute("INSERT INTO accounts SELECT n, 1000 FROM generate_series(1, 2) AS n")
+    recipe = load("transfers")
+
+    def send(number: int) -> int:
+        payer, payee = (1, 2) if number % 2 else (2, 1)
+        client = recipe.app.test_client()
+        code: int = client.post(f"/transfer/{payer}/{payee}/{number}").status_code
+        return code
+
+    with ThreadPoolExecutor(3) as threads:
+        codes = [*threads.map(send, range(1, 13)), send(999999)]
+    assert codes.pop() == 409
+    made = [number for number, code in enumerate(codes, 1) if code == 200]
+    assert made  # on a slow machine four attempts may not do
+    assert sorted(int(text.split()[0]) for text in recipe.sent) == made
+    balance = 1000 + sum(-number if number % 2 else number for number in made)
+    assert tables.execute("SELECT balance FROM accounts ORDER BY id").fetchall() == [
+        (balance,),
+        (2000 - balance,),
+    ]
+    with recipe.app.app_context():
+        recipe.db.clear_cache()
+
+
+def test_tenants_see_their_own_notes_alone(
+    load: Callable[[str], ModuleType], private_server: PrivateServer, tmp_path: Path
+) -> None:
+    page = (DOCS / "tenants.md").read_text()
+    (schema,) = re.findall(r"^```sql\n(.*?)^```", page, re.S | re.M)
+    config = tmp_path / "config.yaml"  # of a user for whom policies hold
+    config.write_text(yaml.safe_dump({"connection_settings": private_server.settings()}))
+    with psycopg.connect(**private_server.settings(), autocommit=True) as owner:
+        owner.execute(schema)
+    recipe = load("tenants")
+    client = recipe.app.test_client()
+    ada, grace = {"X-Tenant": "1"}, {"X-Tenant": "2"}
+    for text, who, count in (("one", ada, 1), ("two", grace, 1), ("three", ada, 2)):
+        answer = client.post("/notes", data=text, headers=who)
+        assert (answer.status_code, answer.json) == (201, {"notes": count})
+    assert client.get("/notes", headers=ada).json == ["one", "three"]
+    assert client.get("/notes", headers=grace).json == ["two"]
+    assert client.get("/notes").status_code == 401
+    with recipe.app.app_context():
+        assert recipe.db.fetch_all("SELECT text FROM notes") == []
         recipe.db.clear_cache()
 
 
