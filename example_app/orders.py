@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from typing import Any
+
+from flask_pgmonkey.queries import Transaction
 
 from .database import db
 from .rows import OrderStatus, Product
+
+logger = logging.getLogger(__name__)
 
 LARGEST_TOTAL = Decimal("99999999.99")
 """What the column holds, a numeric(10, 2)."""
@@ -47,45 +53,50 @@ def place_order(user_id: int, quantities: Mapping[int, int]) -> int:
     """
     if not quantities:
         raise OrderRefusedError("Please choose at least one product.")
-    with db.transaction() as tx:
-        if tx.fetch_one("SELECT id FROM users WHERE id = %s", [user_id]) is None:
-            raise OrderRefusedError("Please choose a customer.")
+    # Run again where it and another transaction have failed each other: nothing of it is done then.
+    return db.run_transaction(_take_stock, user_id, quantities)
 
-        # FOR UPDATE: whoever wants one of these products at the same moment waits here until
-        # this order is in or refused. Always in the same sequence, so that no two orders wait
-        # for each other.
-        products = tx.fetch_all(
-            "SELECT id, name, note, price, stock FROM products"
-            " WHERE id = ANY(%s) ORDER BY id FOR UPDATE",
-            [list(quantities)],
-            into=Product,
-        )
-        if len(products) < len(quantities):
-            raise OrderRefusedError("One of these products is no longer for sale.")
-        for product in products:
-            wanted = quantities[product.id]
-            if wanted > product.stock:
-                raise OrderRefusedError(
-                    f"You want {wanted:,} of “{product.name}”, and we have {product.stock:,} left."
-                )
 
-        total = sum(product.price * quantities[product.id] for product in products)
-        if total > LARGEST_TOTAL:
-            raise OrderRefusedError("This is too much for one order. Please order in parts.")
-        order_id = tx.fetch_exactly_one(
-            "INSERT INTO orders (user_id, total) VALUES (%s, %s) RETURNING id",
-            [user_id, total],
-            into=int,
-        )
-        tx.execute_many(
-            "INSERT INTO order_lines (order_id, product_id, quantity, price)"
-            " VALUES (%s, %s, %s, %s)",
-            [(order_id, p.id, quantities[p.id], p.price) for p in products],
-        )
-        tx.execute_many(
-            "UPDATE products SET stock = stock - %s WHERE id = %s",
-            [(quantities[p.id], p.id) for p in products],
-        )
+def _take_stock(tx: Transaction[Any], user_id: int, quantities: Mapping[int, int]) -> int:
+    if tx.fetch_one("SELECT id FROM users WHERE id = %s", [user_id]) is None:
+        raise OrderRefusedError("Please choose a customer.")
+
+    # FOR UPDATE: whoever wants one of these products at the same moment waits here until
+    # this order is in or refused. Always in the same sequence, so that no two orders wait
+    # for each other.
+    products = tx.fetch_all(
+        "SELECT id, name, note, price, stock FROM products"
+        " WHERE id = ANY(%s) ORDER BY id FOR UPDATE",
+        [list(quantities)],
+        into=Product,
+    )
+    if len(products) < len(quantities):
+        raise OrderRefusedError("One of these products is no longer for sale.")
+    for product in products:
+        wanted = quantities[product.id]
+        if wanted > product.stock:
+            raise OrderRefusedError(
+                f"You want {wanted:,} of “{product.name}”, and we have {product.stock:,} left."
+            )
+
+    total = sum(product.price * quantities[product.id] for product in products)
+    if total > LARGEST_TOTAL:
+        raise OrderRefusedError("This is too much for one order. Please order in parts.")
+    order_id = tx.fetch_exactly_one(
+        "INSERT INTO orders (user_id, total) VALUES (%s, %s) RETURNING id",
+        [user_id, total],
+        into=int,
+    )
+    tx.execute_many(
+        "INSERT INTO order_lines (order_id, product_id, quantity, price) VALUES (%s, %s, %s, %s)",
+        [(order_id, p.id, quantities[p.id], p.price) for p in products],
+    )
+    tx.execute_many(
+        "UPDATE products SET stock = stock - %s WHERE id = %s",
+        [(quantities[p.id], p.id) for p in products],
+    )
+    # Not before everybody can see the order.
+    tx.on_commit(lambda: logger.info("Order %d is placed: %s", order_id, total))
     return order_id
 
 

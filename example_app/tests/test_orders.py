@@ -170,3 +170,16 @@ def wait_for_blocked(connection: psycopg.Connection[Any], sessions: int) -> None
         if row == (sessions,):
             return
     raise AssertionError(f"{sessions} sessions never came to wait for a lock")
+
+
+def test_an_order_is_told_when_it_is_placed_and_no_other(
+    pgdb: Database[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "example_app.orders")
+    with pytest.raises(OrderRefusedError):
+        place_order(1, {product_id(pgdb, PEN): 10**6})
+    assert caplog.messages == []
+    order_id = place_order(1, {product_id(pgdb, PEN): 1})
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        f"Order {order_id} is placed"
+    ]
