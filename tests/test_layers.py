@@ -15,7 +15,7 @@ LAYERS = [
     {"cli", "health", "metrics", "testing"},
     {"migrations", "server_audit", "codegen"},
     {"extension"},
-    {"debugging", "development", "monitor", "responses"},
+    {"debugging", "development", "monitor", "responses", "uploads"},
     {"activity", "contexts", "query_log", "query_tags", "unavailable"},
     {"aio"},
     {"background", "database_async"},
