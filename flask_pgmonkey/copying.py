@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import errors, sql
 from psycopg.generators import copy_from, fetch_many
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from .connections.enclosing import Enclosure, enclosing_cursor
 from .connections.query_notes import NotedQuery, note_query
@@ -49,7 +49,8 @@ class CopyStream(Iterator[bytes]):
     The first block is there when it is made, so that an error of the query is raised by then. Gives
     its connection back at its end, when it is closed, or when it is dropped.
 
-    :param conn: the connection to read through, in autocommit.
+    :param conn: the connection to read through, in autocommit. Where its borrower has settings for
+        each transaction, they begin one, which ends with the rows.
     :param enclosure: what makes the COPY of the query.
     :param give_back: takes the connection at the end.
     :param safe_formulas: of CSV, which nothing in it is to be for a spreadsheet. It takes two round
@@ -71,11 +72,15 @@ class CopyStream(Iterator[bytes]):
         self._call_site = call_site()
         self._first: bytes | None = None
         try:
+            find_settings = conn.record.find_settings
+            settings = find_settings() if find_settings is not None else None
             # psycopg would do so for a COPY, which takes no parameters.
             holds_values = bool(params) or not isinstance(query, (str, bytes, sql.Composable))
             is_heard = bool(query_executed.receivers)
             watch = Watch(conn, query, params) if is_heard else nullcontext()
             with NotedQuery(conn.record, query), watch, conn.lock:
+                if settings is not None:
+                    conn.wait(conn._begin_gen(b"BEGIN", settings))
                 text = _merged(conn, query, params) if holds_values else query
                 if safe_formulas:
                     enclosure = _without_formulas(conn, text, holds_values)
@@ -136,6 +141,8 @@ class CopyStream(Iterator[bytes]):
                 length, row = conn.pgconn.get_copy_data(1)
             if length < 0:
                 _raise_for_end(conn.wait(fetch_many(conn.pgconn)), conn.info.encoding)
+                if conn.pgconn.transaction_status == TransactionStatus.INTRANS:
+                    conn.wait(conn._commit_gen())
                 self.close()
                 break
         return b"".join(rows)

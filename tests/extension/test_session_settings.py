@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import io
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -87,6 +88,44 @@ def test_every_way_to_query_has_them(db: PGMonkey, admin: psycopg.Connection[Any
         assert next(tx.cursor().stream(SHOW)) == ("7",)
         with tx.cursor().copy(f"COPY ({SHOW}) TO STDOUT") as copy:
             assert next(copy.rows()) == ("7",)
+
+
+def test_responses_of_any_size_and_uploads_have_them_in_a_transaction_of_their_own(
+    db: PGMonkey, admin: psycopg.Connection[Any]
+) -> None:
+    shown = f"{SHOW} AS id"
+    assert db.fetch_json(shown) == b'[{"id":"7"}]'
+    assert b"".join(db.stream_json(shown).iter_encoded()) == b'[{"id":"7"}]\n'
+    assert b"".join(db.csv_response(shown, filename="a.csv").iter_encoded()) == b"id\n7\n"
+    admin.execute("CREATE TABLE notes (id int DEFAULT current_setting('app.user_id')::int, n int)")
+    write = "INSERT INTO notes (n) VALUES (1) RETURNING id"
+    assert b"".join(db.stream_json(write, lines=True).iter_encoded()) == b'{"id":7}\n'
+    assert db.copy_from("notes", io.BytesIO(b"n\n2\n"), columns=["n"]) == 1
+    assert admin.execute("SELECT id, n FROM notes ORDER BY n").fetchall() == [(7, 1), (7, 2)]
+    with db.batch() as b:
+        values = [b.fetch_value(SHOW), b.fetch_value(SHOW)]
+    assert [value.result() for value in values] == ["7", "7"]
+    db.release()
+    assert borrowed_connections() == []
+
+
+def test_a_response_that_nobody_reads_to_its_end_leaves_nothing(
+    db: PGMonkey, items: Callable[[], list[int]]
+) -> None:
+    write = "INSERT INTO items SELECT generate_series(1, 100000) RETURNING n"
+    response = db.stream_json(write)
+    next(iter(response.iter_encoded()))
+    response.close()
+    assert items() == []
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        b"".join(
+            db.stream_json(
+                "SELECT 1 / (50000 - i) AS n FROM generate_series(1, 60000) i"
+            ).iter_encoded()
+        )
+    assert borrowed_connections() == []
+    assert db.connection.info.transaction_status == TransactionStatus.IDLE
+    assert db.fetch_value(SHOW) == "7"
 
 
 def test_plans_are_those_with_the_settings(
