@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from ..codegen import LIBRARIES, generate_program
+from ..codegen.sources import (
+    ProgramSource,
+    embedded_source,
+    file_source,
+    mapping_source,
+    uri_source,
+)
 from ..config import CONNECTION_TYPES, check_config
 from ..config.libpq import URI_SCHEMES
-from .errors import WrongUsage, file_errors_in_words
+from .errors import file_errors_in_words
 from .targets import Target, database_options
 from .writing import write_new_file
 
@@ -44,19 +52,22 @@ def generate_code(
 ) -> None:
     """Print a complete program that queries the database.
 
-    The program reads the same config file when it runs; nothing of the file's content is in it.
+    The program reads the same config file when it runs; nothing of the file's content is in it, nor
+    any secret of a mapping or a URI, which it takes from the environment.
 
     \b
       flask pgmonkey generate-code --config db.yaml
       flask pgmonkey generate-code --config db.yaml --type async_pool --library psycopg
       flask --app shop pgmonkey generate-code --bind reports --library manager --output report.py
     """
-    file = file_of(target)
+    folder = os.path.dirname(os.path.abspath(output or "-"))
+    source = source_of(target, folder)
+    if connection_type is None:
+        connection_type = "normal" if target.source == "embedded" else target.config.connection_type
     program = generate_program(
         library,
-        connection_type or target.config.connection_type,
-        file,
-        resolve_env=target.resolve_env,
+        connection_type,
+        source,
         allow_sensitive_defaults=target.allow_sensitive_defaults,
     )
     if output in (None, "-"):
@@ -65,24 +76,22 @@ def generate_code(
         write_new_file(Path(output), program, force=force)
 
 
-def file_of(target: Target) -> str:
-    """The absolute path of the config file of *target*, whose keys are checked.
+def source_of(target: Target, folder: str) -> ProgramSource:
+    """How a program in *folder* names the config of *target*, whose keys are checked.
 
-    References stay unresolved: the program may be meant for another machine.
+    References stay unresolved, and no server is started: the program may be meant for another
+    machine.
     """
-    source = target.source
-    if (
-        not isinstance(source, (str, os.PathLike))
-        or source == "embedded"
-        or str(source).startswith(URI_SCHEMES)
-    ):
-        raise WrongUsage(
-            f"The database {target.name!r} is not configured by a file that a program could read."
-            " Name one with --config PATH; `flask pgmonkey create-config` writes one."
-        )
+    config = target.source
+    if config == "embedded" and target.app is not None:
+        return embedded_source(os.path.join(target.app.instance_path, "postgres"), folder)
     check_config(
-        source,
+        config,
         resolve_env=target.resolve_env,
         allow_sensitive_defaults=target.allow_sensitive_defaults,
     )
-    return os.path.abspath(source)
+    if isinstance(config, Mapping):
+        return mapping_source(config, resolve_env=target.resolve_env)
+    if str(config).startswith(URI_SCHEMES):
+        return uri_source()
+    return file_source(os.fspath(config), folder, resolve_env=target.resolve_env)

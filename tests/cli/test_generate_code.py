@@ -38,10 +38,19 @@ def test_the_type_is_the_configs_own_unless_named(run: Run, config: Path) -> Non
     assert (generated.exit_code, generated.stderr) == (0, "")
 
 
-def test_a_relative_path_is_written_as_an_absolute_one(run: Run, config: Path) -> None:
-    generated = run("generate-code", "--config", config.name)
+def test_the_path_of_the_file_is_relative_to_the_program(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "app").mkdir()
+    for path in (config, config.name):
+        here = run("generate-code", "--config", path)
+        run("generate-code", "--config", path, "--output", "app/program.py", "--force")
 
-    assert f'"{config}"' in generated.stdout
+        assert (
+            "# The config file, from this file's folder.\n"
+            'app.config["PGMONKEY_CONFIG"] = "db.yaml"\n'
+        ) in here.stdout
+        assert '= "../db.yaml"\n' in (tmp_path / "app" / "program.py").read_text()
 
 
 def test_nothing_of_the_files_content_is_in_the_program(run: Run, config: Path) -> None:
@@ -109,22 +118,32 @@ def test_a_folder_that_is_missing_is_one_line(run: Run, config: Path) -> None:
     assert shown.stderr.count("\n") == 1
 
 
-def test_a_bind_gives_its_file_and_the_apps_flags(
-    make_app: Any, invoke: Invoke, config: Path
+def test_a_bind_gives_its_config_and_the_apps_flags(
+    make_app: Any, invoke: Invoke, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = make_app(
-        CONFIG={"connection_settings": {}},
-        BINDS={"reports": config.name, "embedded": "embedded", "uri": "postgresql://db/x"},
+        CONFIG={"connection_settings": {"host": "db", "password": PASSWORD}},
+        BINDS={
+            "reports": config.name,
+            "embedded": "embedded",
+            "uri": f"postgresql://app:{PASSWORD}@db/x",
+        },
         RESOLVE_ENV=True,
     )
+    monkeypatch.chdir(config.parent)
 
     generated = invoke(app, "generate-code", "--bind", "reports")
     assert generated.exit_code == 0
-    assert f'app.config["PGMONKEY_CONFIG"] = "{config}"' in generated.stdout
+    assert 'app.config["PGMONKEY_CONFIG"] = "db.yaml"' in generated.stdout
     assert 'app.config["PGMONKEY_RESOLVE_ENV"] = True' in generated.stdout
 
-    for bind in ("default", "embedded", "uri"):
-        refused = invoke(app, "generate-code", "--bind", bind)
-        assert refused.exit_code == 2
-        assert f"'{bind}' is not configured by a file" in refused.stderr
+    for bind, words in (
+        ("default", '"password": {\n            "from_env": "PGPASSWORD",'),
+        ("embedded", 'app.config["PGMONKEY_CONFIG"] = "embedded"'),
+        ("uri", 'app.config["PGMONKEY_CONFIG"] = os.environ["DATABASE_URL"]'),
+    ):
+        generated = invoke(app, "generate-code", "--bind", bind)
+        assert (generated.exit_code, generated.stderr) == (0, "")
+        assert words in generated.stdout
+        assert PASSWORD not in generated.stdout
     assert not (Path(os.path.dirname(config)) / "postgres").exists()

@@ -18,6 +18,7 @@ import yaml
 import flask_pgmonkey
 from flask_pgmonkey.cli.targets import Target
 from flask_pgmonkey.codegen import LIBRARIES, generate_program
+from flask_pgmonkey.codegen.sources import file_source, mapping_source
 from flask_pgmonkey.config import CONNECTION_TYPES, load_config, read_config
 from flask_pgmonkey.server_audit import client_of, recommend_hba_rules
 
@@ -172,10 +173,13 @@ def test_a_warning_about_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("type_", CONNECTION_TYPES)
 def test_the_name_of_a_file_in_a_program(library: str, type_: str, name: str) -> None:
-    program = generate_program(library, type_, name)
-    assert all(line.isprintable() for line in program.split("\n"))
-    nodes = ast.walk(ast.parse(program))
-    assert name in [node.value for node in nodes if isinstance(node, ast.Constant)]
+    name = name.replace("/", "")
+    in_mapping = mapping_source({"connection_settings": {"dbname": name}}, resolve_env=False)
+    for source in (file_source(f"/srv/{name}", "/srv", resolve_env=False), in_mapping):
+        program = generate_program(library, type_, source)
+        assert all(line.isprintable() for line in program.split("\n"))
+        nodes = ast.walk(ast.parse(program))
+        assert name in [node.value for node in nodes if isinstance(node, ast.Constant)]
 
 
 def test_parts_of_a_uri_in_a_config(run: Run, tmp_path: Path) -> None:
