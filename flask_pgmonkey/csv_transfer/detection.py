@@ -227,7 +227,7 @@ def _likely_quotes(sample: bytes) -> str:
 
 
 def _sample_rows(sample: bytes, dialect: Dialect) -> list[list[str | None]]:
-    groups = split_records([sample[:SAMPLE_SIZE]], dialect, line_end_of(sample))
+    groups = split_records([sample[:SAMPLE_SIZE]], dialect, line_end_of(sample, dialect))
     records = list(itertools.chain.from_iterable(groups))
     if len(sample) > SAMPLE_SIZE and len(records) > 1:
         records.pop()  # It is cut off.

@@ -142,9 +142,10 @@ class Dialect:
         return "".join(parts)
 
 
-def line_end_of(sample: bytes) -> bytes:
+def line_end_of(sample: bytes, dialect: Dialect) -> bytes:
     """The last byte of every line in *sample*: a carriage return for old Macintosh files."""
-    return b"\r" if b"\r" in sample and b"\n" not in sample else b"\n"
+    outside = b"".join(dialect.neutral(sample).split(dialect.quote.encode())[::2])
+    return b"\r" if b"\r" in outside and b"\n" not in outside else b"\n"
 
 
 def split_records(

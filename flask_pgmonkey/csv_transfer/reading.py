@@ -50,7 +50,7 @@ class CSVText:
         """What the file says of itself, as Excel writes it."""
         if skip is None and (found := SAYS_DELIMITER.match(self.start)):
             self.delimiter, skip = found[1].decode(), 1
-        self.line_end: bytes = line_end_of(self.start)
+        self.line_end: bytes = line_end_of(self.start, Dialect())
         if skip:
             self.start += self._read_lines(skip + 1 - self.start.count(self.line_end))
             lines = self.start.split(self.line_end, skip)
@@ -100,6 +100,7 @@ class CSVText:
                     what += ", or else take out the blank beside it"
             return CSVTransferError(f"{self.name}, line {line}: {what}", file=self.name, line=line)
 
+        self.line_end = line_end_of(self.start, dialect)
         self._blocks = checked(in_whole_pairs(self._blocks, dialect), dialect, refuse)
         if not reads_end_markers:
             self._blocks = quote_end_markers(self._blocks, dialect)

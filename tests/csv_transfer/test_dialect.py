@@ -65,8 +65,15 @@ def test_records_do_not_depend_on_where_blocks_end(size: int) -> None:
 
 
 def test_a_lone_carriage_return_ends_lines_only_where_there_are_no_others() -> None:
-    assert records_of(b"a\rb\r", line_end=line_end_of(b"a\rb\r")) == [b"a\r", b"b\r"]
-    assert line_end_of(b"a\rb\n") == line_end_of(b"a") == b"\n"
+    line_end = line_end_of(b"a\rb\r", Dialect())
+    assert records_of(b"a\rb\r", line_end=line_end) == [b"a\r", b"b\r"]
+    assert line_end_of(b"a\rb\n", Dialect()) == line_end_of(b"a", Dialect()) == b"\n"
+
+
+def test_a_line_break_within_quotes_ends_no_line() -> None:
+    assert line_end_of(b'a\r"x\ny"\rb\r', Dialect()) == b"\r"
+    assert line_end_of(b"a\r'x\ny'\rb\r", Dialect(quote="'")) == b"\r"
+    assert line_end_of(b'a\r"\\"\n"\rb\r', Dialect(escape="\\")) == b"\r"
 
 
 @given(st.lists(st.sampled_from([b"a", b'"', b"\n", b",", b"\xc3\xa9"])), st.integers(1, 9))
