@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _NOT_IN_BATCHES = re.compile(
-    rb"(?:\s|--[^\n]*\n|/\*.*?\*/)*"
+    rb"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*"
     rb"(COPY|BEGIN|START\s+TRANSACTION|COMMIT|END|ABORT|PREPARE\s+TRANSACTION"
     rb"|ROLLBACK(?!\s+(?:(?:WORK|TRANSACTION)\s+)?TO\b))\b",
     re.IGNORECASE | re.DOTALL,

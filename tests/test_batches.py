@@ -395,6 +395,16 @@ async def test_what_cannot_be_in_a_batch_is_refused_at_the_call(
 
 
 @for_each("db")
+async def test_a_query_after_many_comments_is_looked_at_in_no_time(source: Any) -> None:
+    with source.batch() as b:
+        fine = b.fetch_value("/* a */ -- b\n" * 200 + "SELECT 1")
+        for query in ("/**/ " * 200 + "COPY items TO STDOUT", "/* ** / */ commit"):
+            with pytest.raises(psycopg.ProgrammingError, match="cannot be in a batch"):
+                b.execute(query)
+    assert fine.result() == 1
+
+
+@for_each("db")
 async def test_the_remedies_of_those_errors_work(source: Any) -> None:
     with source.transaction() as tx, tx.batch() as b:
         b.execute("SAVEPOINT here")

@@ -27,11 +27,8 @@ from .query_notes import note_query
 from .watching import Watch, note_own_transaction, text_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
-    from typing_extensions import Self
 
     from ..signals import CallSite
     from .local_settings import LocalSettings
@@ -40,6 +37,8 @@ if TYPE_CHECKING:
 
 _MOST_PARAMETERS = 65535  # the protocol counts them in two bytes
 _REFUSALS = (ExecStatus.FATAL_ERROR, ExecStatus.PIPELINE_ABORTED)
+_COMMIT = b"COMMIT"
+_SETTINGS = b"set_config"
 _UNSEEN: AbstractContextManager[None] = nullcontext()
 
 
@@ -162,19 +161,6 @@ class TripWatch(Watch):
             texts = [text_of(each.query) for each in statements]
             super().__init__(conn, ";\n".join(texts), None, "pipeline", None, len(texts))
 
-    def __enter__(self) -> Self:
-        self._conn.record.pipelined = []  # BEGIN and the like are not told by themselves
-        return super().__enter__()
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._conn.record.pipelined = None
-        super().__exit__(exc_type, exc, tb)
-
     def _rows(self, result: PGresult | None) -> int | None:
         return self._only.rows() if self._only is not None else None
 
@@ -198,7 +184,7 @@ def run_together(
     :raises psycopg.Error: that of the first that fails, with its place among several.
     """
     trip = RoundTrip(conn, statements, wrapped, settings)
-    with TripWatch(conn, trip.told) if _is_heard() else _UNSEEN:
+    with trip.watch() if _is_heard() else _UNSEEN:
         try:
             _make(conn, trip)
         except psycopg.Error as error:
@@ -217,7 +203,7 @@ async def run_together_async(
 ) -> None:
     """:func:`run_together`, on the running loop."""
     trip = RoundTrip(conn, statements, wrapped, settings)
-    with TripWatch(conn, trip.told) if _is_heard() else _UNSEEN:
+    with trip.watch() if _is_heard() else _UNSEEN:
         try:
             await _make_async(conn, trip)
         except psycopg.Error as error:
@@ -226,6 +212,10 @@ async def run_together_async(
         else:
             return
         await _make_async(conn, trip)
+
+
+def _is_idle(conn: Any) -> bool:
+    return bool(conn.pgconn.transaction_status == TransactionStatus.IDLE)
 
 
 def _is_heard() -> bool:
@@ -266,35 +256,50 @@ class RoundTrip:
         wrapped: bool | None,
         settings: LocalSettings | None,
     ) -> None:
+        self._conn: Any = conn
+        self._statements = statements
+        self._told = [each for each in statements if each.is_told]
+        self._wants_wrap = wrapped
+        self._prepare: bool | None = None  # as psycopg decides
+        self._was_idle = self._is_wrapped = False  # until it is known
+        self._place = ""
+        self._pipeline: psycopg.Pipeline | None = None
+        find_settings = conn.record.find_settings
+        if settings is None and find_settings is not None and _is_idle(conn):
+            settings = find_settings()  # now, before the lock is held: it may query
+        self._settings = settings
+
+    def watch(self) -> AbstractContextManager[object]:
+        """The block in which the statements are seen."""
+        return TripWatch(self._conn, self._told) if self._told else _UNSEEN
+
+    def gen(self) -> PQGen[None]:
+        """psycopg's way to say what is to be sent and waited for; the caller holds the lock."""
+        conn = self._conn
         if conn._pipeline is not None:
             raise psycopg.ProgrammingError(
                 "a pipeline() is open on this connection, and a batch is one of its own: run it"
                 " before or after that"
             )
-        self._conn: Any = conn
-        self._statements = statements
-        self._was_idle = conn.pgconn.transaction_status == TransactionStatus.IDLE
-        self._is_wrapped = len(statements) > 1 and self._was_idle if wrapped is None else wrapped
-        if settings is None and self._was_idle and conn.record.find_settings is not None:
-            settings = conn.record.find_settings()
-        self._settings = settings
-        self._is_wrapped = self._is_wrapped or settings is not None
+        is_several = len(self._statements) > 1
+        self._was_idle = _is_idle(conn)
+        wanted = self._wants_wrap
+        if self._settings is not None:
+            wanted = self._was_idle  # else they came with the BEGIN of the open one
+        self._is_wrapped = is_several and self._was_idle if wanted is None else wanted
         self._place = ""
-        self._prepare: bool | None = None  # as psycopg decides
-        self.told: list[Statement] = [each for each in statements if each.is_told]
-
-    def gen(self) -> PQGen[None]:
-        """psycopg's way to say what is to be sent and waited for."""
         for statement in self._statements:
-            statement.go_to(self._conn)
-        self._place = ""
-        if self._is_wrapped or len(self._statements) > 1:
+            statement.go_to(conn)
+        if self._is_wrapped or is_several:
             return self._pipeline_gen()
         return self._plain_gen(self._statements[0])
 
     def leave_pipeline(self) -> None:
-        """See to it that the connection is in no pipeline."""
-        self._conn._pipeline = None
+        """See to it that the connection is not in the pipeline any more; the caller holds the
+        lock."""
+        if self._pipeline is None:
+            return
+        self._pipeline = self._conn._pipeline = self._conn.record.pipelined = None
         if self._conn.pgconn.pipeline_status:
             self._conn.pgconn.finish()  # nothing else gets it out with answers under way
 
@@ -332,37 +337,28 @@ class RoundTrip:
         began = perf_counter()
         has_failed = pgconn.transaction_status == TransactionStatus.INERROR
         pgconn.enter_pipeline_mode()
-        pipeline = conn._pipeline = psycopg.Pipeline(conn)
-        queue = pipeline.result_queue
-        owners: list[Statement | None] = []  # whose answer each is
+        self._pipeline = pipeline = conn._pipeline = psycopg.Pipeline(conn)
+        conn.record.pipelined = []  # BEGIN and the like are not told by themselves
         if not has_failed:
             yield from conn._prepared.maintain_gen(conn)  # what another batch has left to do
-        if self._is_wrapped:
-            self._enqueue(pipeline, conn._get_tx_start_command())
-        if self._settings is not None:
-            self._enqueue(pipeline, *self._settings.message(pgconn._encoding))
-        owners += [None] * len(queue)
-        before = len(queue)
-        for statement in self._statements:
-            yield from statement.send_gen(self._prepare)
-            owners += [statement] * (len(queue) - len(owners))
-        if self._is_wrapped:
-            self._enqueue(pipeline, b"COMMIT")
-            owners.append(None)
+        owners = yield from self._enqueue_gen(pipeline)
         for send_one in pipeline.command_queue:
             send_one()
         pgconn.pipeline_sync()
-        yield from send(pgconn)
-        answers = yield from self._read_gen()
+        try:
+            yield from send(pgconn)
+            answers = yield from self._read_gen()
+        except psycopg.Error:
+            self._note_transaction(False, began)
+            raise
         conn._pipeline = None
         if pgconn.status == ConnStatus.OK:
             pgconn.exit_pipeline_mode()
-        for place, (owner, queued, results) in enumerate(zip(owners, queue, answers, strict=False)):
+        for owner, queued, results in zip(owners, pipeline.result_queue, answers, strict=False):
             if results[0].status in _REFUSALS:
-                if self._settings is not None and place < before:
-                    self._place = "at the BEGIN, or in what session_settings gave for it"
+                self._place = self._place_of(owner)
                 yield from self._fail_gen(owner, results[0], began)
-            if owner is not None and queued is not None:  # not of its PREPARE
+            if isinstance(owner, Statement) and queued is not None:  # not of its PREPARE
                 _, preparing = queued
                 if preparing is not None:
                     key, prepare, name = preparing
@@ -370,10 +366,29 @@ class RoundTrip:
                 owner.take(results)
         if len(answers) != len(owners):
             raise errors.InternalError(f"{len(answers)} answers to {len(owners)} statements")
-        if self._is_wrapped and transaction_ended.receivers:
-            note_own_transaction(conn, True, began)
+        self._note_transaction(True, began)
         if None in conn._prepared._to_flush:  # one of them has changed a table
             yield from conn._prepared.maintain_gen(conn)
+
+    def _enqueue_gen(self, pipeline: psycopg.Pipeline) -> PQGen[list[Statement | bytes]]:
+        """Fill the queue of *pipeline*, and give whose answer each will be: that of a statement, of
+        its PREPARE too, or of a command."""
+        queue = pipeline.result_queue
+        owners: list[Statement | bytes] = [b"DEALLOCATE"] * len(queue)
+        if self._is_wrapped:
+            begin = self._conn._get_tx_start_command()
+            self._enqueue(pipeline, begin)
+            owners.append(begin)
+            if self._settings is not None:
+                self._enqueue(pipeline, *self._settings.message(self._conn.pgconn._encoding))
+                owners.append(_SETTINGS)
+        for statement in self._statements:
+            yield from statement.send_gen(self._prepare)
+            owners += [statement] * (len(queue) - len(owners))
+        if self._is_wrapped:
+            self._enqueue(pipeline, _COMMIT)
+            owners.append(_COMMIT)
+        return owners
 
     @staticmethod
     def _enqueue(
@@ -402,30 +417,39 @@ class RoundTrip:
                 raise
         return answers
 
-    def _fail_gen(self, owner: Statement | None, result: PGresult, began: float) -> PQGen[NoReturn]:
+    def _fail_gen(
+        self, owner: Statement | bytes, result: PGresult, began: float
+    ) -> PQGen[NoReturn]:
+        """Undo what was done, and raise the error that *result* is."""
         conn = self._conn
-        pgconn = conn.pgconn
         # What was to be prepared after the failure is not there.
         conn._prepared.clear()
-        if self._is_wrapped:
-            if pgconn.transaction_status == TransactionStatus.INERROR:
-                with suppress(psycopg.Error):  # a connection that is lost shows by itself
-                    yield from conn._rollback_gen()
-            elif transaction_ended.receivers:
-                note_own_transaction(conn, False, began)
-        if owner is None:
-            self._place = self._place or f"at the COMMIT of the {self._names_all()}"
-        elif owner.is_told and len(self.told) > 1:
-            self._place = f"in query {self.told.index(owner) + 1} of {len(self.told)} of the batch"
+        if conn.pgconn.transaction_status != TransactionStatus.INERROR:
+            self._note_transaction(False, began)
+        elif self._is_wrapped:
+            with suppress(psycopg.Error):  # a connection that is lost shows by itself
+                yield from conn._rollback_gen()
         try:
-            if owner is None:
-                raise errors.error_from_result(result, encoding=pgconn._encoding)
-            owner.refuse(result)
+            if isinstance(owner, Statement):
+                owner.refuse(result)
+            raise errors.error_from_result(result, encoding=conn.pgconn._encoding)
         except psycopg.Error as error:
-            if owner is not None:
+            if isinstance(owner, Statement):
                 note_query(error, owner.query, owner.site)
             self.name_place(error)
             raise
 
-    def _names_all(self) -> str:
-        return f"batch of {len(self.told)} queries" if len(self.told) > 1 else "query"
+    def _note_transaction(self, is_committed: bool, began: float) -> None:
+        if self._is_wrapped and transaction_ended.receivers:
+            note_own_transaction(self._conn, is_committed, began)
+
+    def _place_of(self, owner: Statement | bytes) -> str:
+        """What an error in the answer to *owner* says of where it is."""
+        told = self._told
+        if owner == _SETTINGS:
+            return "in what session_settings gave for the transaction"
+        if len(told) > 1 and owner == _COMMIT:
+            return f"at the COMMIT of the batch of {len(told)} queries"
+        if len(told) > 1 and owner in told:
+            return f"in query {told.index(owner) + 1} of {len(told)} of the batch"
+        return ""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -254,3 +255,74 @@ def test_settings_that_travel_along_are_neither_told_nor_counted(conn: ServerCon
         ("query", "SELECT 1/0", None, "DivisionByZero"),
     ]
     assert conn.execute("SELECT current_setting('app.user', true)").fetchone() == ("",)
+
+
+def test_a_lost_transaction_is_told_as_not_committed(conn: ServerConnection) -> None:
+    told: list[Any] = []
+
+    def hear(sender: object, event: Any) -> None:
+        told.append(event)
+
+    transaction_ended.connect(hear)
+    try:
+        with pytest.raises(psycopg.OperationalError):
+            run_together(
+                conn, statements(conn, "SELECT pg_terminate_backend(pg_backend_pid())", "SELECT 1")
+            )
+    finally:
+        transaction_ended.disconnect(hear)
+    assert [event.committed for event in told] == [False]
+
+
+def test_settings_alone_are_a_round_trip_that_nobody_hears_of(conn: ServerConnection) -> None:
+    def hear(sender: object, event: object) -> None:
+        raise AssertionError(event)
+
+    setting = Statement(conn, "SELECT set_config('app.user', 'anna', true)", is_told=False)
+    with conn.transaction():
+        query_executed.connect(hear)
+        try:
+            with count_round_trips(conn) as trips:
+                run_together(conn, [setting])
+        finally:
+            query_executed.disconnect(hear)
+        assert trips.count == 1
+        assert conn.execute("SELECT current_setting('app.user')").fetchone() == ("anna",)
+
+
+def test_a_setting_that_fails_is_no_query_of_the_batch(conn: ServerConnection) -> None:
+    wrong = Statement(conn, "SELECT set_config('no such name', 'x', true)", is_told=False)
+    with pytest.raises(psycopg.DatabaseError, match="no such name") as raised:
+        run_together(conn, [wrong, *statements(conn, "SELECT 1", "SELECT 2")], wrapped=True)
+    assert "batch" not in str(raised.value)
+
+
+@pytest.mark.parametrize("cursor", [psycopg.ClientCursor, psycopg.RawCursor])
+def test_cursors_of_other_kinds_do_too(conn: ServerConnection, cursor: Any) -> None:
+    conn.cursor_factory = cursor
+    query = "SELECT $1::int" if cursor is psycopg.RawCursor else "SELECT %s::int"
+    for _ in range(2):
+        given = statements(conn, query, query, params=[7])
+        run_together(conn, given)
+        assert values_of(given) == [7, 7]
+    with pytest.raises(errors.DivisionByZero, match="query 2 of 2"):
+        run_together(conn, statements(conn, "SELECT 1", "SELECT 1/0"))
+
+
+def test_threads_that_share_a_connection_wait_for_each_other(conn: ServerConnection) -> None:
+    def batch(number: int) -> list[Any]:
+        given = statements(conn, "SELECT %s::int", "SELECT %s::int", params=[number])
+        run_together(conn, given)
+        return values_of(given)
+
+    def many(number: int) -> list[Any]:
+        with conn.cursor() as cursor:
+            cursor.executemany("SELECT %s::int", [[number], [number]], returning=True)
+            return [row[0] for each in cursor.results() for row in each]
+
+    with ThreadPoolExecutor(4) as threads:
+        for work in (batch, many):
+            conn.execute("SELECT 1")
+            assert list(threads.map(work, range(100))) == [[n, n] for n in range(100)]
+        mixed = list(threads.map(lambda n: (batch, many)[n % 2](n), range(200)))
+    assert mixed == [[n, n] for n in range(200)]
