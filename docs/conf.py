@@ -4,6 +4,7 @@ from importlib.metadata import version as version_of
 
 project = "flask_pgmonkey"
 version = release = version_of("flask-pgmonkey")
+copyright = f"2026 The flask_pgmonkey authors, MIT license. These pages are for version {version}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build", "recipes"]
@@ -17,3 +18,4 @@ autodoc_preserve_defaults = True
 html_theme = "furo"
 html_title = f"flask_pgmonkey {version}"
 html_copy_source = False
+html_show_sourcelink = False

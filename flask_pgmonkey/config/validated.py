@@ -44,7 +44,7 @@ _ASYNC_TYPES = ("async", "async_pool")
 class Config:
     """The content of one config, validated. :func:`read_config` makes it.
 
-    :ivar origin: how errors name the place it came from, such as ``file /srv/db.yaml``.
+    :ivar origin: how errors name the place it came from, such as ``file /srv/shop/database.yaml``.
     :ivar connection_type: ``normal``, ``pool``, ``async`` or ``async_pool``.
     :ivar pool: settings of the type ``pool``.
     :ivar async_pool: settings of the type ``async_pool``.
