@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import io
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,9 +21,11 @@ from psycopg.pq import TransactionStatus
 
 from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.connections import borrowed_connections
+from flask_pgmonkey.errors import ServerSilentError
 from flask_pgmonkey.signals import query_executed, transaction_ended
 
 from ..round_trips import count_round_trips
+from ..servers import PrivateServer
 from .conftest import MakeSite, Site
 
 SHOW = "SELECT current_setting('app.user_id', true)"
@@ -496,6 +500,98 @@ def test_query_tags_go_along(make_site: MakeSite, admin: psycopg.Connection[Any]
 
 def _settings_of(conn: psycopg.Connection[Any]) -> dict[str, Any]:
     return {**conn.info.get_parameters(), "password": conn.info.password or None}
+
+
+def test_a_batch_takes_them_along_in_its_round_trip(
+    db: PGMonkey, admin: psycopg.Connection[Any], calls: list[object], given: dict[str, Any]
+) -> None:
+    for count in (1, 2, 3):
+        calls.clear()
+        with count_round_trips(db.connection) as counted:
+            with db.batch() as b:
+                shown = [b.fetch_value(SHOW) for _ in range(count)]
+        assert [each.result() for each in shown] == ["7"] * count
+        assert (counted.count, len(calls)) == (1, 1)
+    with db.transaction() as tx:
+        given["app.user_id"] = 8
+        with tx.batch() as b:
+            first, second = b.fetch_value(SHOW), b.fetch_value(SHOW)
+        assert (first.result(), second.result()) == ("7", "7")
+    with pytest.raises(psycopg.errors.DivisionByZero, match="query 2 of 2"):
+        with db.batch() as b:
+            b.execute("INSERT INTO items VALUES (1)")
+            b.execute("SELECT 1 / 0")
+    given["statement_timeout"] = "a while"
+    with pytest.raises(psycopg.errors.InvalidParameterValue, match="session_settings"):
+        with db.batch() as b:
+            b.execute("INSERT INTO items VALUES (1)")
+    del given["statement_timeout"]
+    assert db.fetch_value("SELECT count(*) FROM items") == 0
+
+
+def test_a_batch_of_aio_takes_them_along(db: PGMonkey) -> None:
+    async def main() -> None:
+        async with db.aio.batch() as b:
+            first, second = b.fetch_value(SHOW), b.fetch_value(SHOW)
+        assert (first.result(), second.result()) == ("7", "7")
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def apart(private_server: PrivateServer) -> Iterator[PGMonkey[Any]]:
+    """With settings, in an app context, on a server that may be paused."""
+    app = Flask("apart")
+    db = PGMonkey(app, config={"connection_settings": private_server.settings()})
+    db.session_settings(lambda: {"app.user_id": 7})
+    with app.app_context():
+        yield db
+        db.clear_cache()
+
+
+WAYS_TO_BEGIN: list[Callable[[PGMonkey[Any]], object]] = [
+    lambda db: db.execute("SELECT 1"),
+    lambda db: db.run_transaction(lambda tx: tx.execute("SELECT 1")),
+]
+
+
+@pytest.mark.parametrize("begin", WAYS_TO_BEGIN)
+def test_a_server_that_falls_silent_costs_no_more_than_the_connection(
+    begin: Callable[[PGMonkey[Any]], object], apart: PGMonkey[Any], private_server: PrivateServer
+) -> None:
+    assert apart.fetch_value(SHOW) == "7"
+    private_server.pause()
+    try:
+        with apart.timeout(0.3), pytest.raises(ServerSilentError):
+            begin(apart)
+    finally:
+        private_server.resume()
+    assert apart.fetch_value(SHOW) == "7"
+    begin(apart)
+
+
+@pytest.mark.parametrize("begin", WAYS_TO_BEGIN)
+def test_an_interrupt_leaves_no_transaction_and_no_pipeline(
+    begin: Callable[[PGMonkey[Any]], object], apart: PGMonkey[Any], private_server: PrivateServer
+) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    assert apart.fetch_value(SHOW) == "7"
+    before = signal.signal(signal.SIGALRM, interrupt)
+    private_server.pause()
+    resuming = threading.Timer(0.5, private_server.resume)
+    resuming.start()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            begin(apart)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        resuming.join()
+    assert apart.connection.info.transaction_status == TransactionStatus.IDLE
+    assert apart.fetch_value(SHOW) == "7"
+    begin(apart)
 
 
 # Async
