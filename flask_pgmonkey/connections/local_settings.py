@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import date
 from decimal import Decimal
+from enum import Enum
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from uuid import UUID
@@ -89,17 +90,17 @@ def _checked(name: object) -> str:
 
 
 def _text_of(name: str, value: object) -> str | None:
+    if isinstance(value, Enum):
+        value = value.value
     if value is None:
         return None
     if isinstance(value, str):
         if "\0" in value:
             raise ValueError(f"session_settings: the value of {name!r} has a NUL character in it")
-        return str.__str__(value)  # not what an Enum of strings makes of itself
+        return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return int.__repr__(value)
-    if isinstance(value, (float, Decimal, UUID, date)):
+    if isinstance(value, (int, float, Decimal, UUID, date)):
         return str(value)
     raise TypeError(
         f"session_settings: the value of {name!r} is of type {type(value).__name__}, and a setting"

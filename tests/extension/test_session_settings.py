@@ -1,5 +1,7 @@
 """``@db.session_settings``: settings that begin and end with each transaction."""
 
+# ruff: noqa: PT012 (a block that fails has more than one statement)
+
 from __future__ import annotations
 
 import asyncio
@@ -18,6 +20,7 @@ import psycopg
 import pytest
 from flask import Flask, g, has_request_context, request
 from psycopg.pq import TransactionStatus
+from werkzeug.local import LocalProxy
 
 from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.connections import borrowed_connections
@@ -179,6 +182,8 @@ def test_nothing_of_them_is_left_when_the_transaction_is_over(
         (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
         (Kind.BIG, "big"),
         (Level.HIGH, "3"),
+        (LocalProxy(lambda: "ada"), "ada"),
+        (LocalProxy(lambda: 7), "7"),
     ],
 )
 def test_values_arrive_as_texts(
