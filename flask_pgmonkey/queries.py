@@ -524,6 +524,8 @@ def _fetch_json(conn: ServerConnection, query: Query, params: Params | None) -> 
     except TypeError:
         explain_parameters(params)
         raise
+    if cursor.pgresult is None:
+        cursor.fetchone()  # in a pipeline, the result is there when a row is asked for
     return read_json(conn.pgconn, cursor.pgresult)
 
 

@@ -510,6 +510,8 @@ async def _fetch_json(conn: AsyncServerConnection, query: Query, params: Params 
     except TypeError:
         explain_parameters(params)
         raise
+    if cursor.pgresult is None:
+        await cursor.fetchone()  # in a pipeline, the result is there when a row is asked for
     return read_json(conn.pgconn, cursor.pgresult)
 
 

@@ -57,7 +57,7 @@ class Upload:
             self._size += len(piece)
             if self._max_bytes is not None and self._size > self._max_bytes:
                 raise RequestEntityTooLarge(
-                    f"{self.name}: more than the {self._max_bytes:,} bytes that may be sent"
+                    f"{self.name} has more than the {self._max_bytes:,} bytes that may be sent."
                 )
         return b"".join(pieces)
 

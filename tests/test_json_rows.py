@@ -326,6 +326,34 @@ def test_it_takes_the_cursors_that_the_app_has_set(
         other.close()
 
 
+def test_it_comes_out_of_a_pipeline_too(db: PGMonkey[Any], database: dict[str, Any]) -> None:
+    with db.connection.pipeline():
+        assert db.fetch_json("SELECT %s::int AS n", [1]) == b'[{"n":1}]'
+
+    async def ask() -> bytes:
+        there = AsyncDatabase({"connection_settings": database})
+        try:
+            async with there.transaction() as tx, tx.connection.pipeline():
+                return await tx.fetch_json("SELECT %s::int AS n", [1])
+        finally:
+            await there.disconnect()
+
+    assert asyncio.run(ask()) == b'[{"n":1}]'
+
+
+def test_the_comment_of_a_query_stands_at_the_end(database: dict[str, Any]) -> None:
+    app = Flask("tagged")
+    app.config["PGMONKEY_QUERY_TAGS"] = ["application"]
+    db = PGMonkey(app, config={"connection_settings": database})
+    asked = "SELECT query FROM pg_stat_activity WHERE pid = pg_backend_pid();"
+    with app.app_context():
+        for response in (db.json_response(asked), db.stream_json(asked)):
+            ((sent,),) = [row.values() for row in response.get_json()]
+            assert sent.endswith(" /*application='tagged'*/")
+            assert sent.count("/*") == 1
+        db.clear_cache()
+
+
 def test_a_stale_plan_is_made_anew_unseen(db: PGMonkey[Any]) -> None:
     db.execute("CREATE TABLE notes (a int)")
     for _ in range(10):

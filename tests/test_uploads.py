@@ -242,7 +242,7 @@ def test_more_bytes_than_may_be_sent_are_413_and_leave_nothing(
     assert app.test_client().post("/", data=text).status_code == 413
     assert products(db) == []
     exact = "sku\na1\n"
-    with pytest.raises(RequestEntityTooLarge, match="more than the 6 bytes that may be sent"):
+    with pytest.raises(RequestEntityTooLarge, match="has more than the 6 bytes that may be sent"):
         db.copy_from("products", stream(exact), max_bytes=len(exact) - 1)
     assert db.copy_from("products", stream(exact), max_bytes=len(exact)) == 1
 
@@ -263,6 +263,22 @@ def test_it_joins_an_open_transaction(db: PGMonkey[Any], database: dict[str, Any
     assert len(products(db)) == 2
 
 
+@pytest.mark.parametrize("format", ["csv", "text"])
+def test_a_column_or_table_that_is_not_there_is_named(db: PGMonkey[Any], format: Any) -> None:
+    with pytest.raises((psycopg.Error, CSVTransferError), match="nowhere"):
+        db.copy_from("nowhere", stream("a1\n"), format=format)
+    with pytest.raises((psycopg.Error, CSVTransferError), match='"colour"'):
+        db.copy_from(
+            *("products", stream("a1\n")),
+            columns=["colour"],
+            format=format,
+            header=False if format == "csv" else None,
+        )
+    with pytest.raises(CSVTransferError, match="is not the name of a table"):
+        db.copy_from("a.b.c", stream("a1\n"), format=format)
+    assert products(db) == []
+
+
 class BreaksOff(io.BytesIO):
     """A client that hangs up in the middle."""
 
@@ -274,7 +290,7 @@ class BreaksOff(io.BytesIO):
 
 @pytest.mark.parametrize("format", ["csv", "text"])
 def test_a_client_that_hangs_up_leaves_nothing_and_a_usable_connection(
-    db: PGMonkey[Any], format: Any
+    db: PGMonkey[Any], format: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     pid = db.fetch_value("SELECT pg_backend_pid()")
     separator = "," if format == "csv" else "\t"
@@ -289,6 +305,7 @@ def test_a_client_that_hangs_up_leaves_nothing_and_a_usable_connection(
         )
     assert products(db) == []
     assert db.fetch_value("SELECT pg_backend_pid()") == pid
+    assert caplog.records == []
 
 
 def test_what_is_no_stream_of_bytes_is_an_error_that_says_so(db: PGMonkey[Any]) -> None:

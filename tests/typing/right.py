@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg
-from flask import Flask
+from flask import Flask, Response, request
 from psycopg.rows import AsyncRowFactory, RowFactory, class_row, dict_row, scalar_row
 from typing_extensions import assert_type
 
@@ -55,6 +55,11 @@ assert_type(users.fetch_all(Q, [1]), list[User])
 assert_type(users.stream(Q), RowStream[User])
 assert_type(users.bind("reports").fetch_one(Q), "User | None")
 assert_type(users.connection, psycopg.Connection[User])
+assert_type(users.fetch_json(Q), bytes)
+assert_type(users.json_response(Q, [1]), Response)
+assert_type(users.bind("reports").stream_json(Q, lines=True), Response)
+assert_type(users.csv_response(Q, filename="users.csv"), Response)
+assert_type(users.copy_from("users", request.stream, columns={"Name": "name", "Age": None}), int)
 for streamed in users.stream(Q):
     assert_type(streamed, User)
 with users.transaction() as tx:
@@ -121,6 +126,7 @@ with Database("db.yaml", row_factory=class_row(User)).transaction() as of_databa
 async def in_async_code() -> None:
     assert_type(await dicts.aio.fetch_one(Q), "dict[str, Any] | None")
     assert_type(await users.aio.fetch_all(Q), list[User])
+    assert_type(await users.aio.fetch_json(Q), bytes)
     assert_type(await tuples.aio.fetch_all(Q, into=User), list[User])
     assert_type(await tuples.aio.fetch_value(Q, into=int), "int | None")
     assert_type(await tuples.aio.fetch_exactly_one(Q, row_factory=class_row(User)), User)
