@@ -129,7 +129,7 @@ class CopyStream(Iterator[bytes]):
         while conn is not None and size < BLOCK_SIZE:
             row: Any = conn.wait(copy_from(conn.pgconn))
             if not isinstance(row, memoryview):
-                self.close()
+                self._finish(conn)
                 break
             # To wait for each of those that are here already would take most of the time.
             length = len(row)
@@ -141,11 +141,15 @@ class CopyStream(Iterator[bytes]):
                 length, row = conn.pgconn.get_copy_data(1)
             if length < 0:
                 _raise_for_end(conn.wait(fetch_many(conn.pgconn)), conn.info.encoding)
-                if conn.pgconn.transaction_status == TransactionStatus.INTRANS:
-                    conn.wait(conn._commit_gen())
-                self.close()
+                self._finish(conn)
                 break
         return b"".join(rows)
+
+    def _finish(self, conn: ServerConnection) -> None:
+        """Keep what the query wrote, and give the connection back."""
+        if conn.pgconn.transaction_status == TransactionStatus.INTRANS:
+            conn.wait(conn._commit_gen())
+        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_conn"):

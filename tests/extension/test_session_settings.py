@@ -116,6 +116,18 @@ def test_responses_of_any_size_and_uploads_have_them_in_a_transaction_of_their_o
     assert borrowed_connections() == []
 
 
+def test_what_a_response_without_rows_wrote_is_committed_too(
+    db: PGMonkey, items: Callable[[], list[int]], admin: psycopg.Connection[Any]
+) -> None:
+    admin.execute(
+        "CREATE FUNCTION keep(n int) RETURNS boolean LANGUAGE sql VOLATILE"
+        " AS 'INSERT INTO items VALUES (n) RETURNING false'"
+    )
+    assert db.stream_json("SELECT 1 AS n WHERE keep(5)").get_json() == []
+    assert db.csv_response("SELECT 1 AS n WHERE keep(6)", filename="a.csv").get_data() == b"n\n"
+    assert items() == [5, 6]
+
+
 def test_a_response_that_nobody_reads_to_its_end_leaves_nothing(
     db: PGMonkey, items: Callable[[], list[int]]
 ) -> None:
