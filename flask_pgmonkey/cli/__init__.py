@@ -1,37 +1,42 @@
 """``flask pgmonkey …``, the command line: one file here for each command.
 
-Flask loads this module for every ``flask --help``, so the commands are imported only when named.
+Flask loads this module for every ``flask --help``, so it imports nothing but click: the commands
+are imported when named, and what knows the words for errors when there is one.
 """
 
 from __future__ import annotations
 
-import errno
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import psycopg
 
-from ..errors import ConfigError, PGMonkeyError
-from ..printable import one_line
-from .errors import WorkFailed, WrongUsage, refusal, without_uris
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+class _Place(NamedTuple):
+    module: str
+    """That of this package, and the function in it."""
+    summary: str
+
 
 COMMANDS = {
-    "test": "try_connections",
-    "create-config": "create_config",
-    "show-config": "show_config",
-    "generate-code": "generate_code",
-    "inspect": "inspect",
-    "server-config": "server_config",
-    "import-csv": "import_csv",
-    "export-csv": "export_csv",
-    "top": "top",
-    "migrate": "migrate",
-    "psql": "psql",
-    "exec": "exec_",
-    "url": "url",
+    "test": _Place("try_connections", "Test every connection type of every database."),
+    "create-config": _Place("create_config", "Write a commented config file."),
+    "show-config": _Place("show_config", "Show the config in use, and where each value is from."),
+    "generate-code": _Place("generate_code", "Print a complete program that queries."),
+    "inspect": _Place("inspect", "Show tables, or the columns of one; write dataclasses."),
+    "server-config": _Place("server_config", "Recommend settings for the server, or audit them."),
+    "import-csv": _Place("import_csv", "Append the rows of a CSV file to a table."),
+    "export-csv": _Place("export_csv", "Write a table, or a query's rows, to a CSV file."),
+    "top": _Place("top", "Show what the server's sessions do, and who waits."),
+    "migrate": _Place("migrate", "Change the schema by SQL files."),
+    "psql": _Place("psql", "Open psql on the database."),
+    "exec": _Place("exec_", "Run a program with what leads it to the database."),
+    "url": _Place("url", "Print the URL of the database."),
 }
-"""The module of this package, and the function in it, of each command, in the order of the help."""
+"""In the order of the help."""
 
 
 class CommandGroup(click.Group):
@@ -46,27 +51,37 @@ class CommandGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        name = COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(f"{__name__}.{name}"), name)
+        module, summary = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"{__name__}.{module}"), module)
+        command.short_help = summary
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [
+            *(
+                CompletionItem(name, help=place.summary)
+                for name, place in COMMANDS.items()
+                if name.startswith(incomplete)
+            ),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except click.UsageError as error:
-            path = (error.ctx or ctx).command_path
-            message = without_uris(error.format_message())
-            raise WrongUsage(f"{message} (see {path} --help)") from error
-        except ConfigError as error:
-            raise WrongUsage(one_line(error)) from error
-        except psycopg.Error as error:
-            raise refusal(error) from error
-        except PGMonkeyError as error:
-            raise WorkFailed(one_line(error)) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # The reader of our stdout left; click ends quietly.
+        except Exception as error:
+            from .errors import put_in_words
+
+            shown = put_in_words(error, ctx)
+            if shown is error:
                 raise
-            raise WorkFailed(one_line(error)) from error
+            raise shown from error
 
 
 @click.group(cls=CommandGroup, short_help="Test, configure and fill PostgreSQL databases.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import psycopg
 
+from ..errors import ConfigError, PGMonkeyError
 from ..printable import one_line
 
 
@@ -46,11 +47,22 @@ class StatementRefused(WorkFailed):
         return "\n".join([one_line(self.words), *(f"  {line}" for line in shown)])
 
 
-def refusal(error: psycopg.Error) -> WorkFailed:
-    """What a command shows of *error*."""
-    if error.diag.statement_position or error.diag.internal_position:
-        return StatementRefused(error)
-    return WorkFailed(in_one_line(error))
+def put_in_words(error: Exception, ctx: click.Context) -> Exception:
+    """What a command shows of *error*; that itself, where click or Python knows what to do."""
+    if isinstance(error, click.UsageError):
+        path = (error.ctx or ctx).command_path
+        return WrongUsage(f"{without_uris(error.format_message())} (see {path} --help)")
+    if isinstance(error, ConfigError):
+        return WrongUsage(one_line(error))
+    if isinstance(error, psycopg.Error):
+        if error.diag.statement_position or error.diag.internal_position:
+            return StatementRefused(error)
+        return WorkFailed(in_one_line(error))
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+        return error  # The reader of our stdout left; click ends quietly.
+    if isinstance(error, (PGMonkeyError, OSError)):
+        return WorkFailed(one_line(error))
+    return error
 
 
 def in_one_line(error: psycopg.Error) -> str:

@@ -29,7 +29,7 @@ from .terminal import print_table, say
 ACTIONS = ("up", "new", "down", "status", "check", "dump", "lint")
 
 
-@click.command(short_help="Change the schema by SQL files.")
+@click.command()
 @database_options
 @click.option(
     "--folder",

@@ -78,7 +78,7 @@ class Row:
         return not self.passed and self.error is None
 
 
-@click.command("test", short_help="Test every connection type of every database.")
+@click.command("test")
 @find_options
 @click.option(
     "--type",
