@@ -35,7 +35,7 @@ from ..per_process import PerProcess
 from .checks import Look, uncounted
 from .clones import Clones, connect, create, drop, live_runs, our_databases, slim
 from .server import Server, choose_server
-from .templates import Schema, fingerprint, run_sql_files
+from .templates import Schema, fingerprint, resolve, run_sql_files
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -333,8 +333,7 @@ class FreshDatabases:
 
     def __init__(self, run: Run, schema: Schema | None = None) -> None:
         self._run = run
-        # Of a path that is relative: from wherever the tests are called.
-        self._schema = schema if schema is None or callable(schema) else run.project / schema
+        self._schema = resolve(schema, run.project)
         self._before: FreshDatabases | None = None
         self._id = secrets.token_hex(4)
         self.has_forked = False

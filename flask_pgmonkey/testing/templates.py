@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Union
 
+import click
 import psycopg
 from psycopg.rows import scalar_row
 
@@ -22,6 +23,16 @@ Schema = Union[Callable[[], Any], str, "os.PathLike[str]"]
 
 _PASSED_OVER = {"__pycache__", "node_modules", "static", "venv", "instance", "site-packages"}
 _LARGEST_READ = 1 << 20
+
+
+def resolve(schema: Schema | None, project: Path) -> Schema | None:
+    """What a project means by *schema*: a relative path from its folder, wherever the tests are
+    called, and of a command of the app's the function."""
+    if isinstance(schema, click.Command) and schema.callback is not None:
+        # Without what finds the app of the command line.
+        function: Callable[..., Any] = inspect.unwrap(schema.callback)
+        return function
+    return schema if schema is None or callable(schema) else project / schema
 
 
 def fingerprint(schema: Schema | None) -> str:

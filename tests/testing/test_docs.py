@@ -1,8 +1,9 @@
-"""The programs of docs/testing.md are the tests of a project, and pass."""
+"""The tests in docs/testing.md and in the quickstart pass, as those of a project."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from .conftest import RunPytest
 
-PAGE = (Path(__file__).parents[2] / "docs/testing.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "testing.md").read_text()
+QUICKSTART = (DOCS / "quickstart.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
 IMPORTS = """
 import unittest
@@ -41,3 +44,16 @@ def test_the_pages_tests_pass_in_a_project(project: Path, run_pytest: RunPytest)
     (project / "test_page.py").write_text("\n\n".join([IMPORTS, *tests, OF_OUR_OWN]))
     run = run_pytest()
     assert re.search(rf"\b{passing} passed", run.stdout), run.stdout
+
+
+def test_the_first_test_of_the_quickstart_passes_and_leaves_the_apps_own_database_alone(
+    project: Path, run_pytest: RunPytest
+) -> None:
+    for file in (*project.glob("test_*.py"), project / "conftest.py"):
+        file.unlink()
+    shutil.copy(DOCS / "recipes" / "shop.py", project)
+    (test,) = re.findall(r"^(import pytest\nfrom shop .*?)^```", QUICKSTART, re.S | re.M)
+    (project / "test_shop.py").write_text(test)
+    run = run_pytest("-n0")
+    assert "1 passed" in run.stdout, run.stdout
+    assert not (project / "instance").exists()  # where the embedded server would be

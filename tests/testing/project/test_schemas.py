@@ -53,6 +53,15 @@ def test_a_path_without_sql_says_what_to_give(app, tmp_path):
             db.execute("SELECT 1")
 
 
+def test_a_schema_may_be_a_command_of_the_app(app):
+    @app.cli.command("init-db")
+    def init():
+        db.execute("CREATE TABLE names (name text)")
+
+    with fresh_database(app, init) as databases:
+        assert databases.database(app).fetch_all(NAMES) == []
+
+
 def test_what_alter_database_sets_is_set_in_clones_too(app):
     def schema():
         name = db.fetch_value("SELECT current_database()")
