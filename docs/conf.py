@@ -19,3 +19,6 @@ html_theme = "furo"
 html_title = f"flask_pgmonkey {version}"
 html_copy_source = False
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_js_files = ["tables.js"]
