@@ -43,12 +43,21 @@ def batch(world: World) -> Steps:
         with Work(world, is_ending=True) as work:
             rows = [[work.number()] for _ in range(3)]
             if world.happens(0.7):
-                world.db.execute_many(INSERT, rows)
+                _write_all(world, rows)
             else:
                 work.numbers.clear()
                 with suppress(psycopg.errors.UniqueViolation):
-                    world.db.execute_many(INSERT, [*rows, rows[0]])
+                    _write_all(world, [*rows, rows[0]])
         yield
+
+
+def _write_all(world: World, rows: list[list[int]]) -> None:
+    if world.happens(0.5):
+        world.db.execute_many(INSERT, rows)
+        return
+    with world.db.batch() as b:
+        for row in rows:
+            b.execute(INSERT, row)
 
 
 def transaction(world: World) -> Steps:

@@ -70,7 +70,13 @@ async def aio_queries(world: World, next_turn: NextTurn) -> None:
     for _ in range(world.random.randint(1, 3)):
         await next_turn()
         with Work(world, is_ending=True) as work:
-            await world.db.aio.execute(INSERT, [work.number()])
+            if world.happens(0.5):
+                await world.db.aio.execute(INSERT, [work.number()])
+            else:
+                async with world.db.aio.batch() as b:
+                    b.execute(INSERT, [work.number()])
+                    await next_turn()
+                    b.execute(INSERT, [work.number()])
 
 
 @stepwise
