@@ -51,8 +51,8 @@ class Database(TransactionalQueries[Row]):
     :param config: the path of a YAML file, a mapping, or a ``postgresql://`` URI.
     :param row_factory: how to make rows; tuples without it.
     :param configure: called with every new psycopg connection.
-    :param types: types of the database, beside those that the config names, by their names: each
-        with what it becomes, an Enum or for a composite a class with fields, or with None.
+    :param types: further types of the database, as a mapping from the name of each to what it
+        becomes: an Enum, a class with fields for a composite, or None for the type's own.
     :param resolve_env: resolve ``${VAR}``, ``from_env`` and ``from_file`` in the config.
     :param allow_sensitive_defaults: allow ``${VAR:-default}`` for secret keys too.
     :param direct: connect as ``direct_settings`` say, past a transaction pooler.

@@ -249,9 +249,9 @@ class BoundDatabase(TransactionalQueries[Row]):
     def refresh_types(self) -> None:
         """Ask the database again for the types that the config and *types* name, after a migration.
 
-        By itself that is done when a connection is opened, at most once a minute, where types are
-        missing or a migration was met. The pools of this process replace their connections then;
-        this context's goes back.
+        Without a call this happens when a connection is opened, at most once a minute, if types
+        are missing or a migration was noticed. The pools of this process then replace their
+        connections, and this context gives its own back.
 
         :raises psycopg.ProgrammingError: within a transaction, a COPY or a pipeline.
         """
@@ -332,11 +332,10 @@ class BoundDatabase(TransactionalQueries[Row]):
     ) -> RowStream[Any]:
         """The rows of a result of any size, fetched *batch_size* at a time as they are asked for.
 
-        The query runs at the call. The stream takes over the context's connection and gives it
-        back when it ends, is closed or dropped, which may be after the request: the next query
-        borrows another. One that :attr:`connection` or :meth:`cursor` gave, or that is at work,
-        stays the context's, and the stream borrows its own. Within a transaction the stream lives
-        as long as that.
+        The query runs at the call. The stream takes over the context's connection, and gives it
+        back when it ends, is closed or is dropped, even after the request. The next query borrows
+        another connection. If :attr:`connection` or :meth:`cursor` has handed the connection out,
+        or it is at work, the stream borrows its own. In a transaction, the stream ends with it.
         """
         from .streaming import RowStream
 
@@ -508,8 +507,8 @@ class PGMonkey(BoundDatabase[Row]):
     :param row_factory: how to make rows; tuples without it.
     :param configure: called with every new psycopg connection, for type adapters and the like. It
         must leave no transaction open; for async connections it may return an awaitable.
-    :param types: types of the database, beside those that the config names, by their names: each
-        with what it becomes, an Enum or for a composite a class with fields, or with None.
+    :param types: further types of the database, as a mapping from the name of each to what it
+        becomes: an Enum, a class with fields for a composite, or None for the type's own.
     """
 
     @overload
@@ -693,8 +692,8 @@ class PGMonkey(BoundDatabase[Row]):
     def timeout(self, seconds: float) -> AbstractContextManager[None]:
         """A block whose queries, of every database and of :attr:`aio` too, may run for *seconds*.
 
-        Each of them, and each batch of a stream. A ``query_timeout`` of the config, and a block
-        around this one, that allow less hold on.
+        The bound is for each query, and for each batch of a stream. A ``query_timeout`` of the
+        config, or a block around this one, still counts where it allows less.
 
         :raises QueryTimeoutError: from the query that runs longer, which is cancelled.
         :raises ServerSilentError: the same where the server does not answer any more.
@@ -706,7 +705,7 @@ class PGMonkey(BoundDatabase[Row]):
     def allow_repeats(self) -> AbstractContextManager[None]:
         """A block in which a request may run the same query any number of times.
 
-        In debug the fifth time from the same line is a warning outside of it.
+        Elsewhere, in debug, the fifth time from the same line is a warning.
         """
         return block_with_repeats()
 
@@ -745,7 +744,7 @@ class PGMonkey(BoundDatabase[Row]):
     def bind(self, name: str) -> BoundDatabase[Row]:
         """A further database of ``PGMONKEY_BINDS``, with the same queries.
 
-        May be called outside an app context; that the app has it shows at the first query.
+        May be called outside an app context. Whether the app has it is checked at the first query.
         """
         return BoundDatabase(self, name)
 

@@ -36,11 +36,11 @@ FAILURES_BEFORE_503 = 2
 def health_blueprint(*bind_names: str, name: str = "health") -> Blueprint:
     """A blueprint with ``/live`` and ``/ready``, for the app's databases or those that are named.
 
-    ``/live`` is 200 as long as the process answers; it asks no database, because restarting the
-    app mends none. ``/ready`` asks each database over a new connection of its own, never one of
+    ``/live`` is 200 as long as the process answers; it asks no database, because a restart of the
+    app repairs none. ``/ready`` asks each database over a new connection of its own, never one of
     the app's, and answers within :data:`TIMEOUT` seconds: 200, or 503 once a database has failed
-    twice in a row. A pool that is exhausted is reported and fails nothing. Neither says why a
-    database failed, which the log does.
+    twice in a row. An exhausted pool is reported, and is no failure. The log says why a database
+    failed; the answers do not.
 
     :param bind_names: which databases; all of the app's without them.
     :param name: the blueprint's, as endpoints use it.

@@ -77,8 +77,8 @@ class PGConnectionManager:
     :param find_origin: says whose the events of :mod:`flask_pgmonkey.signals` are; the connection
         objects' own without it.
     :param find_tag: gives a comment in which each statement ends, ``/*`` and ``*/`` included.
-    :param types: types of the database, beside those that the config names, by their names: each
-        with what it becomes, an Enum or for a composite a class with fields, or with None.
+    :param types: further types of the database, as a mapping from the name of each to what it
+        becomes: an Enum, a class with fields for a composite, or None for the type's own.
     :ivar timers: hear how long the connections of its pools took to open and to borrow, and were
         used; what is added is heard of pools that are open too.
     """

@@ -140,7 +140,7 @@ class AsyncQueries(ABC, Generic[Row]):
         """The row of a result that has one row. Parameters as for :meth:`fetch_one`.
 
         :raises NoRowError: if there is none.
-        :raises SeveralRowsError: if there are more; what the query did is done all the same.
+        :raises SeveralRowsError: if there are more; what the query wrote is not undone.
         """
         factory = row_factory if into is None else instead_of(row_factory, tuple_row)
 
@@ -262,7 +262,7 @@ class AsyncQueries(ABC, Generic[Row]):
         return await self._run(fetch)
 
     async def execute(self, query: Query, params: Params | None = None) -> int:
-        """Run a query whose rows nobody wants.
+        """Run a statement, for its effect and not for its rows.
 
         :return: the number of rows it affected; 0 for a command that affects none.
         """
