@@ -4,7 +4,7 @@ import psycopg
 
 from flask_pgmonkey import Database
 
-db = Database("config.yaml")
+db = Database("database.yaml")
 
 with db.batch() as b:
     added = b.execute("INSERT INTO users (name) VALUES (%s), (%s)", ["Ada", "Grace"])

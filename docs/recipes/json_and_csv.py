@@ -6,7 +6,7 @@ from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.csv_transfer import CSVTransferError
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 
 NEWEST = "SELECT id, total FROM orders ORDER BY id DESC LIMIT %s"
 ALL = "SELECT id, total FROM orders ORDER BY id"

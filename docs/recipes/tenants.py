@@ -5,7 +5,7 @@ from flask import Flask, abort, g, request
 from flask_pgmonkey import PGMonkey
 
 app = Flask(__name__)
-db = PGMonkey(app, config="config.yaml")
+db = PGMonkey(app, config="database.yaml")
 
 
 @app.before_request

@@ -9,7 +9,7 @@ CREATE TABLE orders (
 );
 CREATE TABLE accounts (id integer PRIMARY KEY, balance numeric NOT NULL);
 CREATE TABLE sessions (id integer PRIMARY KEY, expires_at timestamptz NOT NULL);
-CREATE TABLE visits (page text);
+CREATE TABLE visits (page text, count integer NOT NULL DEFAULT 0);
 CREATE TABLE first_visits (page text PRIMARY KEY);
 CREATE TABLE jobs (id integer PRIMARY KEY, done boolean NOT NULL);
 CREATE TABLE products (id integer PRIMARY KEY, stock integer NOT NULL);

@@ -371,7 +371,7 @@ def test_tenants_see_their_own_notes_alone(
 ) -> None:
     page = (DOCS / "tenants.md").read_text()
     (schema,) = re.findall(r"^```sql\n(.*?)^```", page, re.S | re.M)
-    config = tmp_path / "config.yaml"  # of a user for whom policies hold
+    config = tmp_path / "database.yaml"  # of a user for whom policies hold
     config.write_text(yaml.safe_dump({"connection_settings": private_server.settings()}))
     with psycopg.connect(**private_server.settings(), autocommit=True) as owner:
         owner.execute(schema)
