@@ -7,8 +7,8 @@ import keyword
 from importlib import import_module
 
 BENCHMARKS = (
-    "request", "batch", "json", "seeing", "cache", "kill", "faults", "csv", "import", "async",
-    "testing",
+    "request", "growth", "batch", "json", "seeing", "cache", "kill", "faults", "csv", "import",
+    "async", "testing",
 )  # fmt: skip
 
 
