@@ -270,7 +270,12 @@ def _fill(app: Flask, schema: Schema | None) -> None:
         if callable(schema):
             schema()
         else:
-            run_sql_files(schema, db.connection)
+            # Not the context's: session_settings may have no answer outside of requests.
+            conn = db.pool.borrow(autocommit=True)
+            try:
+                run_sql_files(schema, conn)
+            finally:
+                db.pool.release(conn)
 
 
 class _Forgetful(dict[Any, Any]):

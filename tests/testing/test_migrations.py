@@ -93,3 +93,28 @@ def test_a_folder_without_migrations_notes_none(run_pytest: RunPytest, shop: Pat
     )
     done = run_pytest("-n0")
     assert done.returncode == 0, done.stdout
+
+
+def test_files_fill_them_without_the_settings_of_requests(
+    run_pytest: RunPytest, project: Path
+) -> None:
+    for file in project.glob("test_*.py"):
+        file.unlink()
+    (project / "conftest.py").unlink()
+    (project / "shop.py").write_text(
+        f"{APP}\nfrom flask import g\ndb.session_settings(lambda: {{'app.tenant': g.tenant}})\n"
+    )
+    (project / "test_shop.py").write_text(
+        TESTS.replace("SCHEMA", "'migrations'").replace(
+            "    with app.app_context():\n",
+            "    from flask import g\n    with app.app_context():\n        g.tenant = 1\n",
+        )
+    )
+    (project / "migrations").mkdir()
+    (project / "migrations" / "1_books.sql").write_text(
+        "-- migrate:up\nCREATE TABLE books (title text);\nINSERT INTO books VALUES ('Emma');\n"
+        "-- migrate:down\nDROP TABLE books;\n"
+    )
+    done = run_pytest("-n0")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
