@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg import errors
 from psycopg.generators import fetch_many, send
-from psycopg.pq import ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
@@ -119,16 +119,25 @@ def begin_gen(conn: Any, begin: bytes, settings: LocalSettings) -> PQGen[PGresul
     pgconn.send_query_params(message, parameters)
     pgconn.pipeline_sync()
     yield from send(pgconn)
-    answers: list[PGresult] = []
-    while results := (yield from fetch_many(pgconn)):
-        if results[0].status == ExecStatus.PIPELINE_SYNC:
-            break
-        answers.append(results[0])
-    pgconn.exit_pipeline_mode()
-    for answer in answers:
-        if answer.status in _REFUSALS:
-            raise errors.error_from_result(answer, encoding=pgconn._encoding)
-    return answers[0]
+    began: PGresult | None = None
+    refused: PGresult | None = None
+    try:
+        while results := (yield from fetch_many(pgconn)):
+            (answer,) = results
+            if answer.status == ExecStatus.PIPELINE_SYNC:
+                break
+            began = began or answer
+            if answer.status in _REFUSALS:
+                refused = refused or answer
+    except psycopg.OperationalError:
+        # Where the server has said why it ends the connection, that is the error.
+        if refused is None:
+            raise
+    if pgconn.status == ConnStatus.OK:
+        pgconn.exit_pipeline_mode()
+    if refused is not None:
+        raise errors.error_from_result(refused, encoding=pgconn._encoding)
+    return began
 
 
 def needs_transaction(what: str) -> psycopg.ProgrammingError:

@@ -406,6 +406,25 @@ def test_a_connection_that_died_is_replaced(db: PGMonkey, admin: psycopg.Connect
         assert tx.fetch_value(SHOW) == "7"
 
 
+def test_a_server_that_ends_the_connection_says_why(
+    db: PGMonkey, admin: psycopg.Connection[Any], site: Site
+) -> None:
+    """In the moment between the look at the connection and the BEGIN."""
+    for begin in WAYS_TO_BEGIN:
+        pid = db.fetch_value("SELECT pg_backend_pid()")
+        record: Any = db.connection.record  # type: ignore[attr-defined]
+        find_settings = record.find_settings
+
+        def end_and_find(pid: int = pid, find: Any = find_settings) -> Any:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+            return find()
+
+        record.find_settings = end_and_find
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            begin(db)
+        assert db.fetch_value(SHOW) == "7"
+
+
 def test_the_time_of_a_query_is_bounded(db: PGMonkey) -> None:
     with db.timeout(0.2), pytest.raises(psycopg.errors.QueryCanceled):
         db.execute("SELECT pg_sleep(60)")
