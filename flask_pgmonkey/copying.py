@@ -53,8 +53,8 @@ class CopyStream(Iterator[bytes]):
         each transaction, they begin one, which ends with the rows.
     :param enclosure: what makes the COPY of the query.
     :param give_back: takes the connection at the end.
-    :param safe_formulas: of CSV, which nothing in it is to be for a spreadsheet. It takes two round
-        trips more.
+    :param safe_formulas: of CSV, which nothing in it is to be for a spreadsheet. It takes a round
+        trip more.
     """
 
     def __init__(

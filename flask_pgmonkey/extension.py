@@ -392,7 +392,7 @@ class BoundDatabase(TransactionalQueries[Row]):
         :param filename: what the browser is to call it. Any text will do: what no file can be
             called is replaced.
         :param safe_formulas: put an apostrophe before texts, and names of columns, that a
-            spreadsheet would take for a formula. It takes two round trips more.
+            spreadsheet would take for a formula. It takes a round trip more.
         :raises psycopg.ProgrammingError: within a transaction, which ends before the response.
         """
         from .responses import stream_csv  # what not every app uses

@@ -10,6 +10,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -274,6 +275,22 @@ def test_the_connection_goes_back_usable_when_the_response_is_closed_or_dropped(
 
 
 @every_format
+def test_any_thread_may_read_it(db: PGMonkey, respond: Respond) -> None:
+    """As servers do that hand each block to a pool of threads."""
+    response = respond(db, MANY)
+    blocks = iter(response.iter_encoded())
+    with ThreadPoolExecutor(3) as threads:
+        body = b""
+        while block := threads.submit(next, blocks, b"").result():
+            body += block
+    assert len(records(Response(body, mimetype=response.mimetype))) == 100_000
+    response = respond(db, "SELECT generate_series(1, 100000000) AS n")
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(response.close).result()
+    assert borrowed_connections() == []
+
+
+@every_format
 def test_within_a_transaction_it_is_refused(db: PGMonkey, respond: Respond) -> None:
     with db.transaction():
         with pytest.raises(psycopg.ProgrammingError, match=r"\(\) within a transaction"):
@@ -397,6 +414,7 @@ def test_a_query_that_is_looked_at_first_runs_once_and_errs_as_others_do(db: PGM
     with pytest.raises(psycopg.errors.UndefinedColumn) as caught:
         respond("SELECT %s, colour FROM pg_class", ["a secret"])
     assert str(caught.value) == 'column "colour" does not exist'
+    assert "a secret" not in "".join(notes_of(caught.value))
     for statement in ("SELECT 1; SELECT 2", "CREATE TABLE t ()"):
         with pytest.raises(psycopg.errors.SyntaxError):
             respond(statement)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shutil
 import signal
@@ -98,6 +99,41 @@ def test_requests_share_the_few_server_connections(bouncer: Bouncer) -> None:
     # More often than the sixth time, when psycopg would prepare the statement.
     assert [client.get(f"/{n}").text for n in range(20)] == [str(n * 2) for n in range(20)]
     with app.app_context():
+        db.clear_cache()
+
+
+def test_json_csv_and_uploads_go_through_it_whichever_server_connection_they_get(
+    bouncer: Bouncer,
+) -> None:
+    app = Flask(__name__)
+    settings = {"connection_settings": bouncer.settings(), "pool_settings": {"max_size": 3}}
+    db = PGMonkey(app, config=settings)
+    query = "SELECT %s::int AS n, '=' || %s AS text"
+    with app.app_context():
+        db.execute("CREATE TABLE uploads (n int)")
+
+    @app.get("/<int:n>")
+    def view(n: int) -> str:
+        made = [
+            db.json_response(query, [n, n]).get_data(),
+            db.stream_json(query, [n, n], lines=True).get_data(),
+            db.csv_response(query, [n, n], filename="n.csv", safe_formulas=True).get_data(),
+        ]
+        db.copy_from("uploads", io.BytesIO(b"%d\n" % n), columns=["n"], header=False)
+        return b"\n".join(made).decode()
+
+    def send(n: int) -> str:
+        return app.test_client().get(f"/{n}").text
+
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(send, range(150)))
+    assert answers == [
+        f'[{{"n":{n},"text":"={n}"}}]\n{{"n":{n},"text":"={n}"}}\n\nn,text\n{n},\'={n}\n'
+        for n in range(150)
+    ]
+    with app.app_context():
+        assert db.fetch_value("SELECT count(DISTINCT n) FROM uploads") == 150
+        db.execute("DROP TABLE uploads")
         db.clear_cache()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 import psycopg
 from psycopg import errors
 from psycopg.abc import ConnectionType
-from psycopg.generators import execute
+from psycopg.generators import fetch_many, send
 from psycopg.pq import ExecStatus
 from psycopg.rows import Row
 
@@ -63,16 +63,23 @@ class EnclosingCursor(MarkingCursor[ConnectionType, Row]):
 
     def describe_gen(self, query: Query) -> PQGen[list[tuple[str, int]]]:
         """The name and the type's OID of each column of a *query*, which does not run."""
-        yield from self._start_query(query)
-        self._last_query = query
+        yield from self._start_query()
         self._query = self._convert_query(query)
-        self._pgconn.send_prepare(b"", self._query.query)
-        (result,) = yield from execute(self._pgconn)
-        if result.status == ExecStatus.COMMAND_OK:
-            self._pgconn.send_describe_prepared(b"")
-            (result,) = yield from execute(self._pgconn)
-        if result.status != ExecStatus.COMMAND_OK:
-            self._raise_for_result(result)
+        pgconn = self._pgconn
+        # In one round trip, because a pooler of transactions forgets the statement with each.
+        pgconn.enter_pipeline_mode()
+        pgconn.send_prepare(b"", self._query.query)
+        pgconn.send_describe_prepared(b"")
+        pgconn.pipeline_sync()
+        yield from send(pgconn)
+        answers: list[PGresult] = []
+        while (results := (yield from fetch_many(pgconn)))[0].status != ExecStatus.PIPELINE_SYNC:
+            answers += results
+        pgconn.exit_pipeline_mode()
+        for answer in answers:
+            if answer.status != ExecStatus.COMMAND_OK:
+                self._raise_for_result(answer)
+        result = answers[-1]
         encoding = self._conn.info.encoding
         return [
             ((result.fname(number) or b"").decode(encoding), result.ftype(number))
