@@ -53,6 +53,7 @@ from .signals import Origin
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
     from psycopg.rows import RowFactory, TupleRow
+    from typing_extensions import Unpack
 
     from .aio import BackgroundDatabase
     from .background import Background
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from .copying import CopyStream
     from .monitor.recording import Recording
     from .streaming import RowStream
+    from .uploads import CSVOptions
 
 logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
@@ -407,30 +409,25 @@ class BoundDatabase(TransactionalQueries[Row]):
         *,
         columns: Sequence[str] | Mapping[str, str | None] | None = None,
         format: Literal["csv", "text", "binary"] = "csv",
-        header: bool | None = None,
-        encoding: str | None = None,
-        delimiter: str | None = None,
-        quote: str | None = None,
-        escape: str | None = None,
         max_bytes: int | None = None,
+        **options: Unpack[CSVOptions],
     ) -> int:
         """Append what a client sends to a table, all of it or nothing, and return how many rows
         that was. Memory does not grow with them.
 
         It is one transaction, or a part of the one that is open. A CSV file is read as
-        ``flask pgmonkey import-csv`` reads it: what is None is detected.
+        ``flask pgmonkey import-csv`` reads it.
 
         :param table: ``table`` or ``schema.table``, upper and lower case as written.
         :param stream: of bytes, such as ``request.stream`` or a file of ``request.files``.
         :param columns: the table's columns in the order of the file's; or the column for each name
             in the header of a CSV file, with None for one to leave out.
         :param format: ``csv``, or COPY's ``text`` or ``binary``.
-        :param header: whether the first line of a CSV file names the columns.
-        :param encoding: that of a CSV file.
-        :param delimiter: what separates its values.
-        :param quote: what it quotes them with; nothing, ``""``, if quotes are plain characters.
-        :param escape: what stands before a quote within quotes; ``""`` if quotes are doubled.
         :param max_bytes: how long it may be at most.
+        :param options: how to read a CSV file where that cannot be told: ``header``, ``encoding``,
+            ``delimiter``, ``quote``, ``escape``, ``null``, ``null_quoted``, ``decimal_comma``,
+            ``skip`` and ``ignore_rest``, as the command has them. ``quote=""`` is its ``none``,
+            ``escape=""`` its ``double``.
         :raises CSVTransferError: with the line, and the column if there is one, where a file or
             table cannot be used; see ``flask_pgmonkey.csv_transfer``.
         :raises werkzeug.exceptions.RequestEntityTooLarge: 413, for more than *max_bytes*.
@@ -438,16 +435,9 @@ class BoundDatabase(TransactionalQueries[Row]):
         from .uploads import Upload, copy_upload  # what few apps use
 
         upload = Upload(stream, max_bytes)
-        reading = {
-            "header": header,
-            "encoding": encoding,
-            "delimiter": delimiter,
-            "quote": quote,
-            "escape": escape,
-        }
         conn = self._begin_use()
         try:
-            return copy_upload(conn, table, upload, columns, format, reading)
+            return copy_upload(conn, table, upload, columns, format, options)
         finally:
             self._end_use(conn)
 

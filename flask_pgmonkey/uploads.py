@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypedDict, cast
 
 from psycopg import sql
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 
 Format = Literal["csv", "text", "binary"]
 Columns = Sequence[str] | Mapping[str, str | None]
+
+
+class CSVOptions(TypedDict, total=False):
+    """How to read a CSV file, where that cannot be told: see :func:`import_csv`.
+
+    The :attr:`quote` ``""`` says that quotes are plain characters.
+    """
+
+    header: bool | None
+    encoding: str | None
+    delimiter: str | None
+    quote: str | None
+    escape: str | None
+    null: str
+    null_quoted: bool
+    decimal_comma: bool
+    skip: int
+    ignore_rest: bool
 
 
 class Upload:
@@ -68,30 +86,30 @@ def copy_upload(
     upload: Upload,
     columns: Columns | None,
     format: Format,
-    reading: Mapping[str, Any],
+    options: CSVOptions,
 ) -> int:
-    """Append the rows of *upload* to *table*, all of them or none, and return how many they are.
-
-    :param reading: how to read a CSV file, as :func:`import_csv` takes it. What is None is
-        detected.
-    """
+    """Append the rows of *upload* to *table*, all of them or none, and return how many they are."""
+    if isinstance(columns, str):
+        raise TypeError("columns= takes names in a list: write columns=['sku', 'price']")
+    if unknown := options.keys() - CSVOptions.__annotations__.keys():
+        known = ", ".join(CSVOptions.__annotations__)
+        raise TypeError(f"copy_from() has no option {min(unknown)!r}: those of CSV are {known}")
+    if format not in ("csv", "text", "binary"):
+        raise ValueError(f"format={format!r}: write 'csv', 'text' or 'binary', as COPY has them")
     mapping = columns if isinstance(columns, Mapping) else None
     in_order = None if isinstance(columns, Mapping) else columns
     if format == "csv":
-        if reading["quote"] == "":
-            reading = {**reading, "quote": NO_QUOTE}
+        if options.get("quote") == "":
+            options = {**options, "quote": NO_QUOTE}
         source = cast("BinaryIO", upload)
         try:
-            result = import_csv(conn, table, source, columns=in_order, mapping=mapping, **reading)
+            result = import_csv(conn, table, source, columns=in_order, mapping=mapping, **options)
         except CSVTransferError as error:
             error.args = (_with_parameters(str(error)),)
             raise
         return result.rows
-    if format not in ("text", "binary"):
-        raise ValueError(f"format={format!r}: write 'csv', 'text' or 'binary', as COPY has them")
-    for_csv = [f"{name}=" for name, value in reading.items() if value is not None]
-    if for_csv or mapping is not None:
-        what = ", ".join(for_csv) or "columns= with the names of a header"
+    if options or mapping is not None:
+        what = ", ".join(f"{name}=" for name in options) or "columns= with the names of a header"
         raise ValueError(f"{what}: for CSV files alone, and not for format={format!r}")
     return _copy_plain(conn, TableName.parse(table), upload, in_order, format)
 
@@ -118,18 +136,24 @@ def _copy_plain(
 _OPTIONS = (
     (r"; --create makes one", ""),
     (r", without --on-error skip", ""),
-    (r'--columns "([^"]*)=COLUMN"', r'columns={"\1": "COLUMN"}'),
-    (r'--columns "([^"]*)="', r'columns={"\1": None}'),
     (r"--no-header\b", "header=False"),
-    (r"--header\b", "header=True"),
+    (r"--(header|null-quoted|decimal-comma|ignore-rest)\b", r"\1=True"),
     (r"--quote none\b", 'quote=""'),
     (r"--escape double\b", 'escape=""'),
     (r"--escape '\\'", r'escape="\\\\"'),
-    (r"--(columns|encoding|delimiter|quote|escape)\b", r"\1="),
+    (r"--(columns|null|skip) (?=['\dL])", r"\1="),
+    (r"--(columns|encoding|delimiter|quote|escape|null|skip)\b", r"\1="),
 )
 
 
 def _with_parameters(message: str) -> str:
+    message = re.sub(r'--columns "([^"]*)"', _as_mapping, message)
     for option, parameter in _OPTIONS:
         message = re.sub(option, parameter, message)
-    return message
+    return re.sub(r"\b[a-z]+-[a-z]+(?==True)", lambda found: found[0].replace("-", "_"), message)
+
+
+def _as_mapping(option: re.Match[str]) -> str:
+    pairs = (pair.rpartition("=") for pair in option[1].split(","))
+    shown = (f'"{name}": "{column}"' if column else f'"{name}": None' for name, _, column in pairs)
+    return f"columns={{{', '.join(shown)}}}"

@@ -168,12 +168,12 @@ def test_a_table_may_be_named_with_its_schema(db: PGMonkey[Any]) -> None:
         ("sku,price\na1,1\na1,2\n", 3, None, "duplicate key"),
         ("sku,price\na1,-1\n", 2, None, "products_price_check"),
         ("sku,price\na1\n", 2, None, "missing data"),
-        ("sku,price\na1,1,2\n", 2, None, "extra data"),
-        ("sku,colour\na1,red\n", 1, "colour", "has no column"),
+        ("sku,price\na1,1\na2,1,2\n", 3, None, "extra data"),
+        ("sku,colour\na1,red\n", None, "colour", "has no column"),
     ],
 )
 def test_an_error_has_the_line_and_the_column_and_leaves_nothing(
-    db: PGMonkey[Any], text: str, line: int, column: str | None, words: str
+    db: PGMonkey[Any], text: str, line: int | None, column: str | None, words: str
 ) -> None:
     upload = FileStorage(stream(text), filename="new.csv")
     with pytest.raises(CSVTransferError, match=words) as caught:
@@ -192,8 +192,10 @@ def test_advice_is_in_the_words_of_the_call_and_helps(db: PGMonkey[Any]) -> None
     text = "sku,Farbe\nb1,rot\n"
     with pytest.raises(CSVTransferError) as caught:
         db.copy_from("products", stream(text))
-    for columns in ('columns={"Farbe": "COLUMN"}', 'columns={"Farbe": None}'):
-        assert columns in str(caught.value)
+    for remedy in ('columns={"2": "COLUMN"}', 'columns={"2": None}', "ignore_rest=True"):
+        assert remedy in str(caught.value)
+    assert db.copy_from("products", stream("sku,F\nb0,rot\n"), columns={"2": "note"}) == 1
+    assert db.copy_from("products", stream("sku,F\nb3,rot\n"), ignore_rest=True) == 1
     assert db.copy_from("products", stream(text), columns={"Farbe": "note"}) == 1
     assert db.copy_from("products", stream("sku,F\nb2,rot\n"), columns={"F": None}) == 1
 
@@ -215,6 +217,18 @@ def test_advice_is_in_the_words_of_the_call_and_helps(db: PGMonkey[Any]) -> None
         '6" wide',
         '5" wide|',
     }
+
+    meanings: dict[str, Any] = {
+        'sku,price\ne1,""\n': {"null_quoted": True},
+        "sku,price\ne2,NULL\n": {"null": "NULL"},
+        'sku,price\ne3,"1,5"\n': {"decimal_comma": True},
+    }
+    for text, option in meanings.items():
+        with pytest.raises(CSVTransferError) as caught:
+            db.copy_from("products", stream(text))
+        ((name, value),) = option.items()
+        assert f"say {name}={value!r}" in str(caught.value)
+        assert db.copy_from("products", stream(text), **option) == 1
 
     with pytest.raises(CSVTransferError, match=r'there is no table "nowhere"[^-]*$'):
         db.copy_from("nowhere", stream("a\n"))
@@ -263,16 +277,23 @@ def test_it_joins_an_open_transaction(db: PGMonkey[Any], database: dict[str, Any
     assert len(products(db)) == 2
 
 
+def test_an_option_that_is_not_of_reading_is_refused(db: PGMonkey[Any]) -> None:
+    with pytest.raises(TypeError, match="has no option 'truncate': those of CSV are header, "):
+        db.copy_from("products", stream("sku\na1\n"), truncate=True)  # type: ignore[call-arg]
+    assert products(db) == []
+
+
 @pytest.mark.parametrize("format", ["csv", "text"])
 def test_a_column_or_table_that_is_not_there_is_named(db: PGMonkey[Any], format: Any) -> None:
     with pytest.raises((psycopg.Error, CSVTransferError), match="nowhere"):
         db.copy_from("nowhere", stream("a1\n"), format=format)
+    options: Any = {"header": False} if format == "csv" else {}
     with pytest.raises((psycopg.Error, CSVTransferError), match='"colour"'):
         db.copy_from(
             *("products", stream("a1\n")),
             columns=["colour"],
             format=format,
-            header=False if format == "csv" else None,
+            **options,
         )
     with pytest.raises(CSVTransferError, match="is not the name of a table"):
         db.copy_from("a.b.c", stream("a1\n"), format=format)
@@ -296,12 +317,13 @@ def test_a_client_that_hangs_up_leaves_nothing_and_a_usable_connection(
     separator = "," if format == "csv" else "\t"
     text = "".join(f"{n:06}{separator}{'x' * 20}\n" for n in range(30_000))
     broken = BreaksOff(text.encode())
+    options: Any = {"header": False} if format == "csv" else {}
     with pytest.raises(ConnectionResetError):
         db.copy_from(
             *("products", broken),
             columns=["sku", "note"],
             format=format,
-            header=False if format == "csv" else None,
+            **options,
         )
     assert products(db) == []
     assert db.fetch_value("SELECT pg_backend_pid()") == pid
@@ -314,6 +336,8 @@ def test_what_is_no_stream_of_bytes_is_an_error_that_says_so(db: PGMonkey[Any]) 
             db.copy_from("products", wrong)
     with pytest.raises(TypeError, match="open the file with 'rb'"):
         db.copy_from("products", io.StringIO("sku\na1\n"))
+    with pytest.raises(TypeError, match=r"takes names in a list: write columns=\['sku'"):
+        db.copy_from("products", stream("a1\n"), columns="sku")
     assert products(db) == []
 
 
