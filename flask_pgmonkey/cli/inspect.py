@@ -22,7 +22,7 @@ from ..inspection import (
     relations,
 )
 from .targets import Target, database_options
-from .terminal import print_table, say
+from .terminal import print_table, say, say_sentence
 
 
 def parse_class_name(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -139,9 +139,9 @@ def print_relation(relation: Relation, as_json: bool) -> None:
         facts.append(f"{estimate(relation.rows)} rows")
     if relation.bytes:
         facts.append(f"{size(relation.bytes)}, {size(relation.index_bytes)} of it indexes")
-    say(f"{relation.table}: {', '.join(facts)}")
+    say_sentence(f"{relation.table}: {', '.join(facts)}")
     if relation.comment:
-        say(relation.comment)
+        say_sentence(relation.comment)
     say()
     headers = ["Column", "Type", "Null", "Default", "Comment"]
     rows = [

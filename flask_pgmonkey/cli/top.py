@@ -8,14 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import psycopg
-from rich.cells import cell_len, set_cell_size
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.text import Text
 
 from ..activity import Activity, Session, read_activity
 from ..connections.query_timeout import block_with_timeout
@@ -23,10 +19,17 @@ from ..errors import QueryTimeoutError, ServerSilentError
 from ..printable import one_line, printable
 from .errors import in_one_line
 from .seconds import Seconds
+from .tables import columns_of
 from .targets import Target, database_options
-from .terminal import stdout_console
+from .terminal import print_table, say, say_sentence, terminal_width
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
 
 _COLUMNS = ("PID", "Application", "Database", "State", "For", "Transaction", "[Waits for] Query")
+_SHOWN = ((80, range(7)), (60, (0, 3, 5, 6)), (0, (0, 3, 6)))
+"""From how many columns of the terminal on which of the columns are shown."""
 _LONGEST_ANSWER = 3.0
 """Seconds that the server has to answer."""
 
@@ -55,25 +58,29 @@ def top(target: Target, interval: float, once: bool, as_json: bool) -> None:
       flask --app shop pgmonkey top --bind reports --interval 0.5
       flask pgmonkey top --config db.yaml --once --json
     """
-    console = stdout_console()
     if once:
         with target.connect() as connection, block_with_timeout(_LONGEST_ANSWER):
             activity = read_activity(connection)
         if as_json:
             click.echo(json.dumps(as_mapping(activity), indent=2))
         else:
-            console.print(picture(target, activity, None))
+            print_page(target, activity, None)
         return
-    is_screen = console.is_terminal and not as_json
-    live = Live(console=console, screen=True, auto_refresh=False) if is_screen else None
+    live = None
+    if terminal_width() is not None and not as_json:
+        from rich.live import Live  # takes as long to import as all the rest
+
+        live = Live(screen=True, auto_refresh=False)
 
     def show(activity: Activity, trouble: str | None) -> None:
         if as_json:
             click.echo(json.dumps({"error": trouble} if trouble else as_mapping(activity)))
         elif live is not None:
-            live.update(picture(target, activity, trouble, console.height), refresh=True)
+            size = live.console.size
+            live.update(picture(target, activity, trouble, size.width, size.height), refresh=True)
         else:
-            console.print(picture(target, activity, trouble), "")
+            print_page(target, activity, trouble)
+            say()
 
     try:
         with live or nullcontext():
@@ -113,32 +120,47 @@ def trouble_of(error: psycopg.Error) -> str:
 # For people
 
 
-def picture(
-    target: Target, activity: Activity, trouble: str | None, height: int | None = None
-) -> RenderableType:
-    """A page of what the sessions do.
+def print_page(target: Target, activity: Activity, trouble: str | None) -> None:
+    """A page of what the sessions do: each is there, and each text whole."""
+    for sentence, _ in sentences(target, activity, trouble):
+        say_sentence(sentence)
+    say()
+    rows = [cells_of(depth, session) for depth, session in activity.by_urgency()]
+    print_table(_COLUMNS, rows)
 
-    :param trouble: why it is not what they do now.
-    :param height: that of the terminal; without it each session is there, and each text whole.
-    """
-    lines = [Text(headline(target, activity))]
-    if trouble is not None:
-        seen = f"{activity.at.astimezone():%H:%M:%S}"
-        lines.append(Text(f"As it was at {seen}; asking again: {printable(trouble)}", "bold red"))
-    hidden = sum(session.is_hidden for session in activity.sessions)
-    if hidden:
-        lines.append(
-            Text(
-                f"The role {printable(activity.role)} may not see what {hidden} of them do:"
-                f" 'GRANT pg_monitor TO …' lets it.",
-                "yellow",
-            )
-        )
+
+def picture(
+    target: Target, activity: Activity, trouble: str | None, width: int, height: int
+) -> RenderableType:
+    """The same for a screen of that size: what has no room is left out."""
+    from rich.console import Group
+    from rich.text import Text
+
+    lines = [Text(sentence, style) for sentence, style in sentences(target, activity, trouble)]
     rows = list(activity.by_urgency())
-    if height is not None and len(rows) > (room := max(1, height - len(lines) - 3)):
+    taken = sum(1 + (len(line) - 1) // width for line in lines)
+    if len(rows) > (room := max(1, height - taken - 3)):
         lines.append(Text(f"{room} of {len(rows)} sessions fit here", "dim"))
         rows = rows[:room]
-    return Group(*lines, Text(), *lines_of(rows, is_cut=height is not None))
+    return Group(*lines, Text(), *lines_of(rows, width))
+
+
+def sentences(target: Target, activity: Activity, trouble: str | None) -> Iterator[tuple[str, str]]:
+    """What stands above the sessions, each with its style.
+
+    :param trouble: why it is not what they do now.
+    """
+    yield headline(target, activity), ""
+    if trouble is not None:
+        seen = f"{activity.at.astimezone():%H:%M:%S}"
+        yield f"As it was at {seen}; asking again: {printable(trouble)}", "bold red"
+    hidden = sum(session.is_hidden for session in activity.sessions)
+    if hidden:
+        yield (
+            f"The role {printable(activity.role)} may not see what {hidden} of them do:"
+            " 'GRANT pg_monitor TO …' lets it.",
+            "yellow",
+        )
 
 
 def headline(target: Target, activity: Activity) -> str:
@@ -154,19 +176,25 @@ def headline(target: Target, activity: Activity) -> str:
     )
 
 
-def lines_of(rows: Sequence[tuple[int, Session]], is_cut: bool) -> Iterator[Text]:
+def lines_of(rows: Sequence[tuple[int, Session]], width: int) -> Iterator[Text]:
     """The sessions with their depth in columns, under the names of these.
 
-    :param is_cut: whether each is one line of the terminal. Its end goes, which is the query.
+    Each is one line of the terminal. Its end goes, which is the query, and on a narrow one columns.
     """
-    # Not rich's table, which would make all columns narrow for the sake of the query.
-    cells = [cells_of(depth, session) for depth, session in rows]
-    widths = [max(map(cell_len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
+    from rich.cells import set_cell_size
+    from rich.text import Text
+
+    shown = next(columns for least, columns in _SHOWN if width >= least)
+    names, *cells = (
+        [cells[column] for column in shown]
+        for cells in (_COLUMNS, *(cells_of(depth, session) for depth, session in rows))
+    )
+    widths = [max(map(columns_of, column)) for column in zip(names, *cells, strict=True)]
     styles = ["bold", *(style_of(session) for _, session in rows)]
-    for line, style in zip([_COLUMNS, *cells], styles, strict=True):
-        *columns, query = map(set_cell_size, line, [*widths[:-1], cell_len(line[-1])])
+    for line, style in zip([names, *cells], styles, strict=True):
+        *columns, query = map(set_cell_size, line, [*widths[:-1], columns_of(line[-1])])
         text = "  ".join([*columns, query])
-        yield Text(text, style, no_wrap=is_cut, overflow="ellipsis" if is_cut else "fold")
+        yield Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 def cells_of(depth: int, session: Session) -> tuple[str, ...]:

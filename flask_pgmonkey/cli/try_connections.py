@@ -33,7 +33,7 @@ from ..printable import one_line
 from .errors import in_one_line
 from .seconds import Seconds
 from .targets import Target, find_options, find_targets
-from .terminal import print_table, say, say_aside
+from .terminal import print_table, say_aside, say_sentence
 
 DIRECT = "direct"
 TYPES = (*CONNECTION_TYPES, DIRECT)
@@ -423,9 +423,9 @@ def print_rows(rows: Sequence[Row], as_json: bool) -> None:
         for remark in remarks_on(row):
             concerned.setdefault(remark, []).append(row)
     for remark, those in concerned.items():
-        say(f"{named(those, rows)}: {remark}")
+        say_sentence(f"{named(those, rows)}: {remark}")
     for words in dict.fromkeys(line for row in rows for line in lines_on_types(row)):
-        say(words)
+        say_sentence(words)
 
 
 def remarks_on(row: Row) -> Iterator[str]:
