@@ -51,7 +51,10 @@ def put_in_words(error: Exception, ctx: click.Context) -> Exception:
     """What a command shows of *error*; that itself, where click or Python knows what to do."""
     if isinstance(error, click.UsageError):
         path = (error.ctx or ctx).command_path
-        return WrongUsage(f"{without_uris(error.format_message())} (see {path} --help)")
+        words = without_uris(error.format_message())
+        if re.search(r"unexpected extra argument.*\.ya?ml\b", words):
+            words += "; a config file goes with --config"
+        return WrongUsage(f"{words} (see {path} --help)")
     if isinstance(error, ConfigError):
         return WrongUsage(one_line(error))
     if isinstance(error, psycopg.Error):
@@ -75,7 +78,7 @@ def without_uris(text: str) -> str:
 
     def shortened(uri: re.Match[str]) -> str:
         rest = uri[1]
-        body = rest.removesuffix(".").rstrip("'\")")  # What the sentence put around it stays.
+        body = rest.removesuffix(".").rstrip("'\");")  # What the sentence put around it stays.
         return f"://…{rest[len(body) :]}"
 
     return re.sub(r"://(\S+)", shortened, text)

@@ -58,11 +58,25 @@ def test_help_imports_no_command_and_nothing_that_only_commands_need() -> None:
 
 
 def test_an_unknown_command_or_option_is_one_line_and_exit_code_2(run: Run) -> None:
-    for arguments in (["tset"], ["test", "--jsno"]):
+    for arguments, words in (
+        (["tset"], "There is no command 'tset'; did you mean test?"),
+        (["show_config"], "There is no command 'show_config'; did you mean show-config?"),
+        (["frobnicate"], "There is no command 'frobnicate'; there are test, create-config, "),
+        (["test", "--jsno"], "No such option"),
+        (["--bind", "reports", "test"], "--bind goes after the command, if it has that: flask "),
+        (["--config=db.yaml", "test"], "--config goes after the command"),
+        (
+            ["test", "db.yaml"],
+            "unexpected extra argument (db.yaml); a config file goes with",
+        ),
+        (["test", "--timeout", "10s"], "'10s' is not a number of seconds."),
+        (["top", "--interval", "nan"], "'nan' is not a number of seconds."),
+    ):
         shown = run(*arguments)
 
         assert (shown.exit_code, shown.stdout) == (2, "")
-        assert shown.stderr.startswith("Error: No such ")
+        assert words in shown.stderr
+        assert shown.stderr.startswith("Error: ")
         assert shown.stderr.count("\n") == 1
 
 
