@@ -33,50 +33,47 @@ def keeps_values_whole(text: bytes, dialect: Dialect, *, is_whole: bool) -> bool
     pieces = dialect.neutral(text).split(dialect.quote.encode())
     if is_whole and not len(pieces) & 1:
         return False
-    return _misplaced(pieces, False, b"\n", dialect) is None
+    outside = dialect.quote.encode().join(pieces[::2])
+    return _misplaced(pieces, outside, False, b"\n", dialect) is None
 
 
 def checked(
-    blocks: Iterable[bytes], dialect: Dialect, refuse: Callable[[int, bool], Exception]
+    blocks: Iterable[bytes], dialect: Dialect, refuse: Callable[[bytes, bool], Exception]
 ) -> Iterator[bytes]:
     r"""*blocks*, in whole pairs, up to a quote that neither opens nor closes a whole value.
 
     COPY lets quotes open and close anywhere, and drops them. Where ``\n`` and ``\r\n`` both end
     records, all get the line end of the first, since COPY refuses the others.
 
-    :param refuse: the error for a quote in that line of the text, with a blank beside it or not.
+    :param refuse: the error for a quote, from what follows it in its block, and whether a blank
+        stands beside it.
     """
     quote = dialect.quote.encode()
     is_open = False
     before = b"\n"
     line_end = b""
-    lines = 0
     for block in blocks:
         begins_open = is_open
         pieces = dialect.neutral(block).split(quote)
-        position = _misplaced(pieces, begins_open, before, dialect)
+        outside = quote.join(pieces[begins_open::2])
+        position = _misplaced(pieces, outside, begins_open, before, dialect)
         if position is not None:
             near = block[max(0, position - 1) : position + 2]
-            raise refuse(lines + _count_lines(block[:position]) + 1, b" " in near)
+            raise refuse(block[position:], b" " in near)
         is_open ^= not len(pieces) & 1
-        outside = quote.join(pieces[begins_open::2])
         line_end = line_end or _line_end(outside)
-        lines += _count_lines(block)
         before = block[-1:] or before
         if _is_mixed(outside, line_end):
             block = b"".join(_mended(block, pieces, begins_open, line_end))
         yield block
 
 
-def _count_lines(text: bytes) -> int:
-    return text.count(b"\n") or text.count(b"\r")
-
-
 def _misplaced(
-    pieces: Sequence[bytes], is_open: bool, before: bytes, dialect: Dialect
+    pieces: Sequence[bytes], outside: bytes, is_open: bool, before: bytes, dialect: Dialect
 ) -> int | None:
     """The offset of the first misplaced quote in a text that is *pieces* between quotes.
 
+    :param outside: those that are not within quotes, joined by quotes.
     :param is_open: whether the text begins within quotes.
     :param before: the character before it.
     """
@@ -89,7 +86,7 @@ def _misplaced(
     # Outside of quotes, each quote shown stands for a value within quotes. One that began in the
     # text before began well there.
     begin = dialect.delimiter.encode() + quote if is_open or before == quote else before
-    shown = begin + quote.join(pieces[is_open::2])
+    shown = begin + outside
     if is_open ^ (not len(pieces) & 1):
         shown += quote
     if _wrong_neighbour(dialect.delimiter, dialect.quote, is_doubled).search(shown) is None and (
@@ -140,7 +137,7 @@ def _line_end(text: bytes) -> bytes:
 
 def _is_mixed(text: bytes, line_end: bytes) -> bool:
     if line_end == b"\n":
-        return b"\r\n" in text
+        return b"\r" in text and b"\r\n" in text  # The first of which costs next to nothing.
     return line_end == b"\r\n" and text.count(b"\n") != text.count(b"\r\n")
 
 

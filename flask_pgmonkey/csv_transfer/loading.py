@@ -109,16 +109,14 @@ def copy_whole(
 ) -> Loaded:
     """Let the server read *text* as it is.
 
-    :param report: is called with the lines done.
+    :param report: is called with the lines read.
     """
-    lines = 0
     try:
         with to.connection.cursor() as cursor:
             with cursor.copy(to.copy_statement(header=header)) as copy:
                 for block in text.blocks():
                     copy.write(block)
-                    lines += block.count(text.line_end)
-                    report(lines)
+                    report(text.lines)
             return Loaded(cursor.rowcount)
     except psycopg.Error as error:
         located = to.located(error)

@@ -58,6 +58,8 @@ class CSVText:
             self.skipped = b"".join(line + self.line_end for line in lines)
         if not self.start.strip():
             raise CSVTransferError(f"{self.name}: the file is empty", file=self.name)
+        self.lines: int = 0
+        """How many were read and checked, without those that were left out."""
         self._blocks = itertools.chain([self.start], self._blocks)
 
     def _read_lines(self, count: int) -> bytes:
@@ -83,8 +85,8 @@ class CSVText:
         :param reads_end_markers: whether the server takes a bare ``\.`` for data.
         """
 
-        def refuse(line: int, has_blank: bool) -> CSVTransferError:
-            line += self.first_line - 1
+        def refuse(after: bytes, has_blank: bool) -> CSVTransferError:
+            line = self.first_line + self.lines - after.count(self.line_end)
             if dialect.quote == NO_QUOTE:
                 what = "the text has the character U+0001, which --quote none needs for itself"
             else:
@@ -101,9 +103,16 @@ class CSVText:
             return CSVTransferError(f"{self.name}, line {line}: {what}", file=self.name, line=line)
 
         self.line_end = line_end_of(self.start, dialect)
-        self._blocks = checked(in_whole_pairs(self._blocks, dialect), dialect, refuse)
+        self._blocks = checked(
+            self._counted(in_whole_pairs(self._blocks, dialect)), dialect, refuse
+        )
         if not reads_end_markers:
             self._blocks = quote_end_markers(self._blocks, dialect)
+
+    def _counted(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        for block in blocks:
+            self.lines += block.count(self.line_end)
+            yield block
 
     def leave_out_blank_end(self) -> None:
         """Leave out the blank lines after the last record."""
