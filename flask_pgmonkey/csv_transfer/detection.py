@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from .checking import keeps_values_whole
 from .dialect import Dialect, line_end_of, split_records
-from .errors import CSVTransferError
+from .errors import NO_NUL, CSVTransferError
 from .inference import TEXT, value_class
 from .tables import find_column
 
@@ -46,8 +46,15 @@ def detect_encoding(sample: bytes, file: str) -> str:
             return encoding
     if b"\0" in sample:
         for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
-            if _decodes(sample, encoding):
+            if _decodes(sample, encoding) and _has_line_end(sample, encoding):
                 return encoding
+        line = sample[: sample.index(b"\0")].count(b"\n") + 1
+        raise CSVTransferError(
+            f"{file}, line {line}: there is a byte 0x00, and this does not look like UTF-16, which"
+            f" --encoding utf-16-le would say; {NO_NUL}",
+            file=file,
+            line=line,
+        )
     if _decodes(sample, "utf-8"):
         return "utf-8"
     good, wrong = _utf8_weight(sample)
@@ -72,6 +79,11 @@ def detect_encoding(sample: bytes, file: str) -> str:
         file=file,
         line=line,
     )
+
+
+def _has_line_end(sample: bytes, encoding: str) -> bool:
+    text = codecs.getincrementaldecoder(encoding)().decode(sample)
+    return "\n" in text or "\r" in text
 
 
 def _first_not_utf8(sample: bytes) -> int:
@@ -260,7 +272,8 @@ def detect_header(
         return names > values
     raise CSVTransferError(
         f"{file}: the first line may be a header or not; say --header (and map names that the table"
-        " does not have with --columns) or --no-header",
+        " does not have with --columns) or --no-header, or leave out lines above the header with"
+        " --skip LINES",
         file=file,
         line=line,
     )

@@ -9,13 +9,14 @@ import psycopg
 
 from ..errors import PGMonkeyError
 from ..printable import one_line
-from .inference import FRACTIONS, value_class, with_decimal_point
+from .inference import FRACTIONS, decimal_comma_class, value_class
 
 ROW_ERRORS = ("22", "23", "P0")
 """The SQLSTATE classes that lie in a row: its values, a constraint, what a trigger raises."""
 UNDECODABLE = "22021"
 TOO_LARGE = "54000"
 WORDS_FOR_NULL = ("\\N", "NULL", "null", "None", "N/A", "n/a", "-")
+NO_NUL = "that is a NUL, which PostgreSQL takes in no text; take it out, as with tr -d '\\000'"
 LONGEST_CONTEXT = 10_000
 """Characters: more than a server says that means well."""
 SHOWN_DETAILS = {"23503", "23505", "23P01"}
@@ -91,7 +92,9 @@ def located_error(
         message += "; PostgreSQL takes 1 GB for a record: is a quote left open there?"
     if sqlstate in SHOWN_DETAILS and error.diag.message_detail:
         message += f" ({shortened(error.diag.message_detail)})"
-    if sqlstate == UNDECODABLE:
+    if sqlstate == UNDECODABLE and "0x00" in message:
+        message += f"; {NO_NUL}"
+    elif sqlstate == UNDECODABLE:
         message += "; name the file's encoding with --encoding"
     elif column and place and (advice := _advice(place["value"], types[column])):
         message += f"; {advice}"
@@ -104,8 +107,8 @@ def _advice(value: str | None, type_name: str) -> str:
         return "if it stands for NULL, say --null-quoted"
     if value in WORDS_FOR_NULL:
         return f"if it stands for NULL, say --null '{value}'"
-    if value and type_name.startswith(FRACTIONS) and with_decimal_point(value) != value:
-        return "if its comma is a decimal one, say --decimal-comma" if "," in value else ""
+    if value and type_name.startswith(FRACTIONS) and decimal_comma_class(value) == "numeric":
+        return "if its comma is a decimal one, say --decimal-comma"
     return ""
 
 

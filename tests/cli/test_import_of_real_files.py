@@ -171,6 +171,9 @@ CP1252 = "a,b\n1,x\n2,café\n".encode("cp1252")
               [("a,b", "c"), ("d,e", "g")]), "separated by ',' or by ';'"),
         (Case(TWO, "x;1,5;z\ny;2,5;z\n", ["--delimiter", ",", "--no-header"],
               [("x;1", "5;z"), ("y;2", "5;z")]), "separated by ';' or by ','"),
+        (Case(TWO, "# of today\na;b\n1;x\n", ["--skip", "1"],
+              [("1", "x")]), "lines above the header"),
+        (Case(TWO, "\n\na,b\n1,x\n", ["--skip", "2"], [("1", "x")]), "lines above the header"),
         (Case(TWO, CP1252, ["--encoding", "cp1252"],
               [("1", "x"), ("2", "café")]), "line 3: .*cp1252"),
         (Case(TWO, "a,b\né,é\n".encode() + b"2,caf\xe9\n", ["--encoding", "cp1252"],
@@ -338,3 +341,39 @@ def test_rejected_rows_of_a_file_with_skipped_lines_go_in_the_same_way(
     assert rejected == "sep=;\nid;name\nz;y,z\n"
     assert run(FOUR, rejected.replace("\nz", "\n2")).exit_code == 0
     assert rows_of(connection) == [(1, "x", None, None), (2, "y,z", None, None)]
+
+
+@pytest.mark.parametrize("where", ["a,b\n1,x\0y\n", "\0a,b\n1,xy\n", "a,b\n1,xy\n\0\0\0\0"])
+@pytest.mark.parametrize("words", [[], ["--encoding", "utf-8"]])
+def test_a_nul_is_called_so_and_can_be_taken_out(
+    run: Import, connection: Connection, where: str, words: list[str]
+) -> None:
+    result = run(TWO, where, *words)
+    assert result.exit_code == 1
+    if not where.startswith("\0") or not words:  # Or else it is part of a name of the header.
+        assert "tr -d '\\000'" in result.stderr
+    assert run(TWO, where.replace("\0", ""), *words).exit_code == 0
+    assert rows_of(connection) == [("1", "xy")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+def test_wide_text_without_a_mark_is_read_by_itself(
+    run: Import, connection: Connection, encoding: str
+) -> None:
+    assert run(TWO, "a,b\n1,日本\n".encode(encoding)).exit_code == 0
+    assert rows_of(connection) == [("1", "日本")]
+
+
+def test_wide_text_that_does_not_look_so_is_read_when_it_is_said(
+    run: Import, connection: Connection
+) -> None:
+    case = Case(TWO, "a,b".encode("utf-16-le"), ["--encoding", "utf-16-le"], [])
+    remedied(run, connection, case, "does not look like UTF-16")
+
+
+def test_no_advice_is_given_for_a_comma_that_is_not_a_decimal_one(
+    run: Import, connection: Connection
+) -> None:
+    result = run(FOUR, 'id,price\n1,"1,234.50"\n')
+    assert result.exit_code == 1
+    assert "--decimal-comma" not in result.stderr
