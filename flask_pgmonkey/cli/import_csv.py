@@ -142,7 +142,7 @@ def import_csv(
     delimiter, quote = delimiter or settings.delimiter, quote or settings.quotechar
     if escape is None:
         escape = settings.escapechar
-    if delimiter and quote:
+    if delimiter:
         checked_dialect(delimiter, quote, null, None if escape == quote else escape or None)
     names, mapping = split_columns(columns)
     keep_names = keep_names or settings.enforce_lowercase is False

@@ -67,8 +67,13 @@ def detect_encoding(sample: bytes, file: str) -> str:
         (match.chaos, -match.coherence, LIKELY_ENCODINGS.index(name), name)
         for match in from_bytes(telling, cp_isolation=list(LIKELY_ENCODINGS))
         for name in match.could_be_from_charset
-        # In single bytes almost anything decodes: believe those only with a language in them.
-        if name in MULTIBYTE_ENCODINGS or (name in SINGLE_BYTE_ENCODINGS and match.coherence)
+        # Almost anything decodes: believe only what has words or a language in it.
+        if (name in MULTIBYTE_ENCODINGS and _has_words(telling.decode(name, "ignore")))
+        or (
+            name in SINGLE_BYTE_ENCODINGS
+            and match.coherence
+            and not _has_odd_words(telling.decode(name, "ignore"))
+        )
     ]
     if ranked and 2 * good < wrong:
         return min(ranked)[-1]
@@ -79,6 +84,26 @@ def detect_encoding(sample: bytes, file: str) -> str:
         file=file,
         line=line,
     )
+
+
+_WORDS = re.compile(r"[^\W\d_\x00-\x7f]{2,}")
+
+
+def _has_words(text: str) -> bool:
+    """Whether nearly all that is not ASCII is words, as in Chinese, not a letter here and there."""
+    beyond = sum(not character.isascii() for character in text)
+    return sum(map(len, _WORDS.findall(text))) >= MOSTLY * beyond > 0
+
+
+def _has_odd_words(text: str) -> bool:
+    """Whether signs and capitals stand amid small letters, as in M§ller or MŸller."""
+    amid = [found[0] for found in _AMID_SMALL_LETTERS.finditer(text)]
+    odd = sum(not character.isalpha() or character.isupper() for character in amid)
+    return odd > (1 - MOSTLY) * len(amid)
+
+
+_AMID_SMALL_LETTERS = re.compile(r"(?<=[a-z])[^\x00-\x7f\u2019](?=[a-z])")
+"""One character that is neither ASCII nor an apostrophe."""
 
 
 def _has_line_end(sample: bytes, encoding: str) -> bool:

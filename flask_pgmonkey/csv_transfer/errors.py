@@ -90,6 +90,8 @@ def located_error(
     message = f"{where}: {shortened(error.diag.message_primary or str(error))}"
     if sqlstate == TOO_LARGE:
         message += "; PostgreSQL takes 1 GB for a record: is a quote left open there?"
+    if "unterminated CSV quoted" in message:
+        message += "; if quotes are plain characters in this file, say --quote none"
     if sqlstate in SHOWN_DETAILS and error.diag.message_detail:
         message += f" ({shortened(error.diag.message_detail)})"
     if sqlstate == UNDECODABLE and "0x00" in message:

@@ -106,14 +106,11 @@ def decimal_comma_class(value: str) -> ColumnType:
     return value_class(value)
 
 
-def with_decimal_point(value: str) -> str:
-    """*value*, a number with a decimal comma, as PostgreSQL reads it.
-
-    What has a decimal point instead becomes what PostgreSQL refuses.
-    """
+def with_decimal_point(value: str) -> str | None:
+    """*value*, a number with a decimal comma, as PostgreSQL reads it; None if it has a point."""
     if _DECIMAL_COMMA.fullmatch(value):
         return value.replace(".", "").replace(",", ".")
-    return value.replace(".", ",")
+    return None if "." in value else value
 
 
 def _wider(known: ColumnType | None, other: ColumnType) -> ColumnType:

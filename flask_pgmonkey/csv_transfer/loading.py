@@ -17,7 +17,7 @@ from psycopg import sql
 from ..files import new_file, our_file
 from ..printable import one_line
 from .dialect import Dialect, LongRecordError
-from .errors import ROW_ERRORS, line_of, located_error
+from .errors import ROW_ERRORS, line_of, located_error, shortened
 from .inference import FRACTIONS, with_decimal_point
 from .reading import CSVText
 from .tables import TableName
@@ -241,8 +241,13 @@ class _PieceLoader:
         (value,) = self._to.dialect.values(written) if written else (None,)
         if value is None or self._to.dialect.quote in value:
             return written
+        number = with_decimal_point(value)
+        if number is None:
+            raise psycopg.errors.InvalidTextRepresentation(
+                f'no number with a decimal comma: "{shortened(value)}"'
+            )
         quote = self._to.dialect.quote.encode()
-        return quote + with_decimal_point(value).encode() + quote
+        return quote + number.encode() + quote
 
     def _index_of(self, error: psycopg.Error, piece: list[bytes]) -> int:
         """The record that *error* names; the middle one if it names none, as foreign keys do."""

@@ -192,6 +192,8 @@ def test_settings_beside_the_file_are_used_and_overruled(
         (["import-csv", "items", "x.csv", "--encoding", "undefined"], "unknown encoding"),
         (["export-csv", "items", "x.csv", "--encoding", "idna"], "not of files"),
         (["import-csv", "items", "x.csv", "--delimiter", ";", "--quote", ";"], "both ';'"),
+        (["import-csv", "items", "x.csv", "--delimiter", '"'], "are both '\"'"),
+        (["import-csv", "items", "x.csv", "--delimiter", ";", "--escape", ";"], "escape is ';'"),
         (["import-csv", "items", "x.csv", "--text"], "--text goes with --create"),
         (["import-csv", "items", "x.csv", "--columns", "a=b,c"], "not both"),
         (["import-csv", "items", "-", "--save-settings"], "--save-settings needs a FILE"),

@@ -343,6 +343,22 @@ def test_rejected_rows_of_a_file_with_skipped_lines_go_in_the_same_way(
     assert rows_of(connection) == [(1, "x", None, None), (2, "y,z", None, None)]
 
 
+def test_a_quote_that_is_never_closed_may_be_a_plain_character(
+    run: Import, connection: Connection
+) -> None:
+    case = Case(TWO, 'a,b\n1,"x\n2,y\n', ["--quote", "none"], [("1", '"x'), ("2", "y")])
+    remedied(run, connection, case, "unterminated CSV quoted field; .*--quote none")
+
+
+@pytest.mark.parametrize("words", [[], ["--on-error", "skip"]])
+def test_a_decimal_point_among_decimal_commas_is_refused(
+    run: Import, connection: Connection, words: list[str]
+) -> None:
+    result = run(FOUR, "id;price\n1;2,5\n3;1.5\n", "--decimal-comma", *words)
+    assert result.exit_code == (0 if words else 1)
+    assert 'file.csv, line 3: no number with a decimal comma: "1.5"' in result.stderr
+
+
 @pytest.mark.parametrize("where", ["a,b\n1,x\0y\n", "\0a,b\n1,xy\n", "a,b\n1,xy\n\0\0\0\0"])
 @pytest.mark.parametrize("words", [[], ["--encoding", "utf-8"]])
 def test_a_nul_is_called_so_and_can_be_taken_out(

@@ -192,3 +192,13 @@ def test_a_first_line_that_may_be_either_is_not_guessed(
 ) -> None:
     with pytest.raises(CSVTransferError, match=r"x\.csv: .*--header .*--no-header"):
         detect_header(rows, columns, "x.csv")
+
+
+@pytest.mark.parametrize("encoding", ["cp437", "cp850", "mac_roman"])
+@pytest.mark.parametrize("times", [1, 30])
+def test_what_no_file_is_expected_in_is_not_taken_for_something_else(
+    encoding: str, times: int
+) -> None:
+    for text in ("a,b\n1,Müller\n", "a,b\n1,größe\n2,Straße\n", "name\nÉlodie à Besançon\n"):
+        with pytest.raises(CSVTransferError, match="--encoding"):
+            detect_encoding((text * times).encode(encoding), "x.csv")
