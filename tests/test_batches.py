@@ -478,6 +478,26 @@ async def test_a_connection_that_ends_meanwhile_does_not_matter(source: Any) -> 
     assert (first.result(), second.result()) == ("a", "ä")
 
 
+@for_each("Database", "AsyncDatabase")
+async def test_what_it_leaves_on_the_session_ends_with_the_loan(source: Any) -> None:
+    async with entered(source.batch()) as b:
+        b.execute("SET work_mem = '7MB'")
+        changed = b.fetch_value("SHOW work_mem")
+    assert changed.result() == "7MB"
+    assert await outcome(source.fetch_value("SHOW work_mem")) != "7MB"
+
+
+def test_it_marks_the_connection_that_it_runs_on_and_not_only_one_like_it(
+    config: dict[str, Any],
+) -> None:
+    with closing(Database({**config, "pool_settings": {"min_size": 2, "max_size": 2}})) as db:
+        for _ in range(4):  # the pool gives its connections in turn
+            with db.batch() as b:
+                b.execute("SET work_mem = '7MB'")
+                b.fetch_value("SELECT 1")
+        assert {db.fetch_value("SHOW work_mem") for _ in range(4)} == {"4MB"}
+
+
 # Events
 
 

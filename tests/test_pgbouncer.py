@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,28 @@ def test_json_csv_and_uploads_go_through_it_whichever_server_connection_they_get
         assert db.fetch_value("SELECT count(DISTINCT n) FROM uploads") == 150
         db.execute("DROP TABLE uploads")
         db.clear_cache()
+
+
+def test_a_batch_is_one_transaction_on_one_server_connection(bouncer: Bouncer) -> None:
+    with closing(
+        Database({"connection_settings": bouncer.settings(), "pool_settings": {"max_size": 3}})
+    ) as db:
+        db.execute("CREATE TABLE IF NOT EXISTS batched (n integer PRIMARY KEY)")
+
+        def run(number: int) -> bool:
+            with suppress(psycopg.errors.UniqueViolation), db.batch() as b:
+                before = b.fetch_value("SELECT pg_backend_pid()")
+                b.execute("INSERT INTO batched VALUES (%s)", [number])
+                if number % 3 == 0:
+                    b.execute("INSERT INTO batched VALUES (%s)", [number])
+                after = b.fetch_value("SELECT pg_backend_pid()")
+            return b.state == "done" and before.result() == after.result()
+
+        with ThreadPoolExecutor(6) as threads:
+            done = list(threads.map(run, range(60)))
+        assert done == [number % 3 != 0 for number in range(60)]
+        assert db.fetch_value("SELECT count(*) FROM batched") == 40
+        db.execute("DROP TABLE batched")
 
 
 def test_a_restarted_pgbouncer_is_found_again(bouncer: Bouncer) -> None:

@@ -105,8 +105,9 @@ class Statement:
         self._results = None
         if self._cursor.connection is not conn:
             self._cursor = self._make_cursor(conn)
-            if leaves_state(self._adapted.query):
-                conn.record.mark(self._adapted.query)
+        # Again, since it may have been given back meanwhile, and its session reset.
+        if leaves_state(self.text):
+            conn.record.mark(self.text)
 
     def send_gen(self, prepare: bool | None) -> PQGen[None]:
         """Have psycopg send it: where a pipeline is on, into its queue."""

@@ -326,3 +326,11 @@ def test_threads_that_share_a_connection_wait_for_each_other(conn: ServerConnect
             assert list(threads.map(work, range(100))) == [[n, n] for n in range(100)]
         mixed = list(threads.map(lambda n: (batch, many)[n % 2](n), range(200)))
     assert mixed == [[n, n] for n in range(200)]
+
+
+def test_a_connection_that_was_reset_meanwhile_is_marked_again(conn: ServerConnection) -> None:
+    given = statements(conn, "SET work_mem = '7MB'", "SELECT 1")
+    conn.reset_session()
+    assert not conn.record.is_marked
+    run_together(conn, given)
+    assert conn.record.is_marked
