@@ -7,6 +7,7 @@ yet. What a function or procedure of the user's own does inside cannot be seen h
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 # As psycopg has it: longer ones are rarely sent twice.
@@ -58,7 +59,7 @@ def leaves_state(query: bytes) -> bool:
     )
 
 
-leaves_state_remembered = lru_cache(maxsize=1024)(leaves_state)
+leaves_state_remembered: Callable[[bytes], bool] = lru_cache(maxsize=1024)(leaves_state)
 
 
 def prepares(query: bytes) -> bool:

@@ -72,7 +72,7 @@ class Run:
         self.kept: list[str] = []
         self._template_story: str = ""
         self.current: FreshDatabases | None = None
-        self.is_guarded = False
+        self.is_guarded: bool = False
         self._settings: dict[str, Any] | None = None
         self._fingerprints: dict[Schema | None, str] = {}
         self._failures: dict[Schema | None, FreshDatabaseError] = {}
