@@ -70,6 +70,7 @@ class CopyStream(Iterator[bytes]):
         self._give_back = give_back
         self._query = query
         self._call_site = call_site()
+        self._is_over = False
         self._first: bytes | None = None
         try:
             find_settings = conn.record.find_settings
@@ -86,7 +87,9 @@ class CopyStream(Iterator[bytes]):
                     enclosure = _without_formulas(conn, text, holds_values)
                 cursor: Any = enclosing_cursor(conn, enclosure, holds_values)
                 conn.wait(cursor._start_copy_gen(text))
-                self._first = self._read()
+                self._first = self._read(conn)
+            if self._is_over:
+                self.close()
         except TypeError:
             self.close()
             explain_parameters(params)
@@ -97,9 +100,11 @@ class CopyStream(Iterator[bytes]):
 
     def __next__(self) -> bytes:
         block, self._first = self._first, None
-        if block is None:
+        if block is None and self._conn is not None:
             try:
-                block = self._read()
+                block = self._read(self._conn)
+                if self._is_over:
+                    self.close()
             except BaseException as error:
                 self.close()
                 if isinstance(error, psycopg.Error):
@@ -121,15 +126,14 @@ class CopyStream(Iterator[bytes]):
         finally:
             self._give_back(conn)
 
-    def _read(self) -> bytes:
-        """The next block; nothing at the end."""
-        conn = self._conn
+    def _read(self, conn: ServerConnection) -> bytes:
+        """The next block; nothing if the last one was the last."""
         rows: list[Any] = []
         size = 0
-        while conn is not None and size < BLOCK_SIZE:
+        while size < BLOCK_SIZE and not self._is_over:
             row: Any = conn.wait(copy_from(conn.pgconn))
             if not isinstance(row, memoryview):
-                self._finish(conn)
+                self._is_over = True
                 break
             # To wait for each of those that are here already would take most of the time.
             length = len(row)
@@ -141,15 +145,10 @@ class CopyStream(Iterator[bytes]):
                 length, row = conn.pgconn.get_copy_data(1)
             if length < 0:
                 _raise_for_end(conn.wait(fetch_many(conn.pgconn)), conn.info.encoding)
-                self._finish(conn)
-                break
+                self._is_over = True
+        if self._is_over and conn.pgconn.transaction_status == TransactionStatus.INTRANS:
+            conn.wait(conn._commit_gen())  # what the query wrote
         return b"".join(rows)
-
-    def _finish(self, conn: ServerConnection) -> None:
-        """Keep what the query wrote, and give the connection back."""
-        if conn.pgconn.transaction_status == TransactionStatus.INTRANS:
-            conn.wait(conn._commit_gen())
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_conn"):

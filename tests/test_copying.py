@@ -23,7 +23,7 @@ from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.connections import borrowed_connections
 from flask_pgmonkey.connections.connect_errors import notes_of
 from flask_pgmonkey.copying import BLOCK_SIZE
-from flask_pgmonkey.signals import query_executed
+from flask_pgmonkey.signals import connection_returned, query_executed
 
 MANY = "SELECT n, 'row ' || n AS name FROM generate_series(1, 100000) AS n"
 FAILS_LATE = "SELECT 1 / (60000 - n) AS share, n FROM generate_series(1, 100000) AS n"
@@ -220,6 +220,26 @@ def test_events_and_notes_show_the_query_where_it_was_called(
         notes = notes_of(caught.value)
         assert notes[0] == f"Query: {FAILS_LATE}"
         assert "Called at tests/test_copying.py" in notes[1]
+
+
+@every_format
+def test_a_receiver_of_events_may_query(db: PGMonkey, respond: Respond) -> None:
+    heard: list[str] = []
+
+    def ask(sender: object, event: Any) -> None:
+        heard.append(f"{event.sql if event is not None else ''}{db.fetch_value('SELECT 1')}")
+
+    def ask_more(sender: object, event: Any) -> None:
+        db.release()
+        ask(sender, None)
+
+    small = "SELECT 1 AS n"
+    with query_executed.connected_to(ask), connection_returned.connected_to(ask_more):
+        assert len(records(respond(db, small))) == 1
+    assert heard[0] == f"{small}1"
+    assert len(heard) == 2
+    db.release()
+    assert borrowed_connections() == []
 
 
 @every_format
