@@ -115,5 +115,5 @@ def pgmonkey() -> None:
 
     \b
       flask --app shop pgmonkey test
-      flask pgmonkey test --config db.yaml
+      flask pgmonkey test --config database.yaml
     """

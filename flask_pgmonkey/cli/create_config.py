@@ -29,10 +29,10 @@ def create_config(filename: str, force: bool, from_env: bool, uri: str | None) -
     an environment variable instead.
 
     \b
-      flask pgmonkey create-config db.yaml
-      flask pgmonkey create-config db.yaml --from-env
+      flask pgmonkey create-config database.yaml
+      flask pgmonkey create-config database.yaml --from-env
       flask pgmonkey create-config -
-      flask pgmonkey create-config db.yaml --uri postgresql://app@db.example/shop
+      flask pgmonkey create-config database.yaml --uri postgresql://app@db.example/shop
     """
     if from_env and uri is not None:
         raise WrongUsage("Give either --from-env or --uri URI, not both.")

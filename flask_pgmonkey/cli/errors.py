@@ -37,9 +37,7 @@ class StatementRefused(WorkFailed):
     """What the server does not understand in a statement: its words, and below them the place."""
 
     def __init__(self, error: psycopg.Error) -> None:
-        self.words: str = (
-            error.diag.message_primary or ""
-        )  # with line breaks, where a name has some
+        self.words: str = error.diag.message_primary or ""  # may have line breaks
         super().__init__(str(error))
 
     def format_message(self) -> str:

@@ -56,8 +56,8 @@ def generate_code(
     any secret of a mapping or a URI, which it takes from the environment.
 
     \b
-      flask pgmonkey generate-code --config db.yaml
-      flask pgmonkey generate-code --config db.yaml --type async_pool --library psycopg
+      flask pgmonkey generate-code --config database.yaml
+      flask pgmonkey generate-code --config database.yaml --type async_pool --library psycopg
       flask --app shop pgmonkey generate-code --bind reports --library manager --output report.py
     """
     folder = os.path.dirname(os.path.abspath(output or "-"))

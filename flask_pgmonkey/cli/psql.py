@@ -39,7 +39,7 @@ def psql(target: Target, arguments: tuple[str, ...]) -> None:
     \b
       flask --app shop pgmonkey psql
       flask --app shop pgmonkey psql --bind reports -- -c "SELECT 1"
-      flask pgmonkey psql --config db.yaml -- --csv -f report.sql
+      flask pgmonkey psql --config database.yaml -- --csv -f report.sql
     """
     rest = {
         keyword: value

@@ -50,7 +50,7 @@ def server_config(
     \b
       flask --app shop pgmonkey server-config --workers 4
       flask --app shop pgmonkey server-config --workers 4 --audit
-      flask pgmonkey server-config --config db.yaml --json
+      flask pgmonkey server-config --config database.yaml --json
     """
     wanted = {target.name for target in find_targets(bind=bind, **options)}
     targets = {target.name: target for target in find_targets(bind=None, **options)}

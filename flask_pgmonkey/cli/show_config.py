@@ -22,8 +22,8 @@ def show_config(target: Target, as_json: bool) -> None:
 
     \b
       flask --app shop pgmonkey show-config --bind reports
-      flask pgmonkey show-config --config db.yaml --resolve-env
-      flask pgmonkey show-config --config db.yaml --json
+      flask pgmonkey show-config --config database.yaml --resolve-env
+      flask pgmonkey show-config --config database.yaml --json
     """
     values = shown_values(target.config)
     for name, cls in (target.classes or {}).items():

@@ -56,7 +56,7 @@ def top(target: Target, interval: float, once: bool, as_json: bool) -> None:
     \b
       flask --app shop pgmonkey top
       flask --app shop pgmonkey top --bind reports --interval 0.5
-      flask pgmonkey top --config db.yaml --once --json
+      flask pgmonkey top --config database.yaml --once --json
     """
     if once:
         with target.connect() as connection, block_with_timeout(_LONGEST_ANSWER):

@@ -111,7 +111,7 @@ def try_connections(
     \b
       flask --app shop pgmonkey test
       flask --app shop pgmonkey test --bind reports --type pool
-      flask pgmonkey test --config db.yaml --json
+      flask pgmonkey test --config database.yaml --json
       flask --app shop pgmonkey test --wait 60 && exec gunicorn shop:app
     """
     start = monotonic()
