@@ -27,6 +27,8 @@ from .query_notes import note_query
 from .watching import Watch, note_own_transaction, text_of
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from psycopg.abc import Params, PQGen, Query
     from psycopg.pq.abc import PGresult
 
@@ -225,11 +227,8 @@ def _is_heard() -> bool:
 
 def _make(conn: ServerConnection, trip: RoundTrip) -> None:
     try:
-        with conn.lock:
-            try:
-                conn.wait(trip.gen())
-            finally:
-                trip.leave_pipeline()
+        with conn.lock, trip:
+            conn.wait(trip.gen())
     except psycopg.Error as error:
         trip.name_place(error)
         raise
@@ -238,17 +237,16 @@ def _make(conn: ServerConnection, trip: RoundTrip) -> None:
 async def _make_async(conn: AsyncServerConnection, trip: RoundTrip) -> None:
     try:
         async with conn.lock:
-            try:
+            with trip:
                 await conn.wait(trip.gen())
-            finally:
-                trip.leave_pipeline()
     except psycopg.Error as error:
         trip.name_place(error)
         raise
 
 
 class RoundTrip:
-    """What goes to the server together, and its answers."""
+    """What goes to the server together, and its answers; the block in which that happens, under
+    the connection's lock."""
 
     def __init__(
         self,
@@ -295,14 +293,24 @@ class RoundTrip:
             return self._pipeline_gen()
         return self._plain_gen(self._statements[0])
 
-    def leave_pipeline(self) -> None:
-        """See to it that the connection is not in the pipeline any more; the caller holds the
-        lock."""
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        # Whatever has interrupted it: neither in the pipeline any more, nor in its transaction.
         if self._pipeline is None:
             return
         self._pipeline = self._conn._pipeline = self._conn.record.pipelined = None
-        if self._conn.pgconn.pipeline_status:
-            self._conn.pgconn.finish()  # nothing else gets it out with answers under way
+        self._conn.is_on_round_trip = False
+        pgconn = self._conn.pgconn
+        is_open = self._is_wrapped and pgconn.transaction_status != TransactionStatus.IDLE
+        if pgconn.pipeline_status or is_open:
+            pgconn.finish()  # nothing else ends a pipeline with answers under way
 
     def may_be_made_again(self, error: psycopg.Error) -> bool:
         """Whether all can be sent again, unseen by the caller: a plan was stale, and nothing is
@@ -337,8 +345,8 @@ class RoundTrip:
         pgconn = conn.pgconn
         began = perf_counter()
         has_failed = pgconn.transaction_status == TransactionStatus.INERROR
-        pgconn.enter_pipeline_mode()
         self._pipeline = pipeline = conn._pipeline = psycopg.Pipeline(conn)
+        pgconn.enter_pipeline_mode()
         conn.record.pipelined = []  # BEGIN and the like are not told by themselves
         if not has_failed:
             yield from conn._prepared.maintain_gen(conn)  # what another batch has left to do
@@ -346,13 +354,14 @@ class RoundTrip:
         for send_one in pipeline.command_queue:
             send_one()
         pgconn.pipeline_sync()
+        conn.is_on_round_trip = True
         try:
             yield from send(pgconn)
             answers = yield from self._read_gen()
         except psycopg.Error:
             self._note_transaction(False, began)
             raise
-        conn._pipeline = None
+        conn._pipeline = conn.record.pipelined = None
         if pgconn.status == ConnStatus.OK:
             pgconn.exit_pipeline_mode()
         for owner, queued, results in zip(owners, pipeline.result_queue, answers, strict=False):

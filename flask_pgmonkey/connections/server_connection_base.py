@@ -97,11 +97,14 @@ class BaseServerConnection(BaseConnection[Any]):
     :ivar base_adapters: what it knows of types before anything is registered on it.
     :ivar query_timeout: seconds that a query may run; 0 is no limit.
     :ivar bounded_by: what says so, for the error.
+    :ivar is_on_round_trip: whether the pipeline that is on, if one is, has sent all and waits for
+        the answers.
     """
 
     base_adapters: AdaptersMap = postgres.adapters
     query_timeout: float = 0.0
     bounded_by: str = "query_timeout"
+    is_on_round_trip: bool = False
     record: ConnectionRecord[Any]
     owner_pid: int = 0  # until it is made
     _adapters: AdaptersMap | None
@@ -220,9 +223,11 @@ class BaseServerConnection(BaseConnection[Any]):
         return self.is_inherited or super().closed
 
     def is_at_work(self) -> bool:
-        """Whether a query or a COPY is under way, outside a pipeline."""
+        """Whether a query or a COPY is under way, outside a pipeline that takes more."""
         pgconn = self.pgconn
-        return pgconn.transaction_status == TransactionStatus.ACTIVE and not pgconn.pipeline_status
+        return pgconn.transaction_status == TransactionStatus.ACTIVE and (
+            not pgconn.pipeline_status or self.is_on_round_trip
+        )
 
     def cancel_quietly(self) -> None:
         """Ask the server to cancel the query that runs; it may not hear it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
@@ -21,6 +21,7 @@ from flask_pgmonkey.connections.server_connection import ServerConnection
 from flask_pgmonkey.signals import query_executed, transaction_ended
 
 from ..round_trips import count_round_trips
+from .test_interrupts import interrupt_step
 
 INSERT = "INSERT INTO items VALUES (%s)"
 COUNT = "SELECT count(*) FROM items"
@@ -334,3 +335,28 @@ def test_a_connection_that_was_reset_meanwhile_is_marked_again(conn: ServerConne
     assert not conn.record.is_marked
     run_together(conn, given)
     assert conn.record.is_marked
+
+
+@pytest.mark.parametrize("queries", [[COUNT, COUNT], [COUNT, "SELECT 1/0"], [COUNT]])
+def test_wherever_it_is_interrupted_the_next_borrower_gets_a_clean_connection(
+    database: dict[str, Any], admin: object, queries: list[str]
+) -> None:
+    def work() -> None:
+        with suppress(errors.DivisionByZero):
+            run_together(borrowed, statements(borrowed, *queries))
+
+    pool = {"min_size": 1, "max_size": 1, "timeout": 20}
+    with closing(Database({"connection_settings": database, "pool_settings": pool})) as db:
+        number = 0
+        was_raised = True
+        while was_raised:
+            number += 1
+            borrowed = db.pool.borrow(autocommit=True)
+            was_raised = interrupt_step(number, work, within="pipelining")
+            db.pool.release(borrowed)
+            borrowed = db.pool.borrow(autocommit=True)
+            assert borrowed.record.pipelined is None
+            work()
+            assert status_of(borrowed) == TransactionStatus.IDLE
+            db.pool.release(borrowed)
+    assert number > 30
