@@ -15,8 +15,6 @@ logger: logging.Logger = logging.getLogger("flask_pgmonkey")
 
 Callbacks: TypeAlias = "list[Callable[[], Any]]"
 
-_FAILED = "A function given to on_commit() failed: %s. The transaction is committed all the same."
-
 
 def name_of(fn: object) -> str:
     """What log lines and errors call a function: not its repr, which may show arguments."""
@@ -55,7 +53,7 @@ def call_all(callbacks: Callbacks | None) -> None:
         try:
             fn()
         except Exception:
-            logger.exception(_FAILED, name_of(fn))
+            _log_failure(fn)
 
 
 async def call_and_await_all(callbacks: Callbacks | None) -> None:
@@ -66,4 +64,11 @@ async def call_and_await_all(callbacks: Callbacks | None) -> None:
             if isawaitable(awaitable):
                 await awaitable
         except Exception:
-            logger.exception(_FAILED, name_of(fn))
+            _log_failure(fn)
+
+
+def _log_failure(fn: object) -> None:
+    logger.exception(
+        "A function given to on_commit() failed: %s. The transaction is committed all the same.",
+        name_of(fn),
+    )
