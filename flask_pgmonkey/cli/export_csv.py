@@ -77,7 +77,7 @@ def export_csv(
     \b
       flask pgmonkey export-csv orders orders.csv
       flask pgmonkey export-csv sales.orders orders.csv.zst --where "placed > '2026-01-01'"
-      flask pgmonkey export-csv --query "SELECT id, total FROM orders" totals.csv --config db.yaml
+      flask pgmonkey export-csv --query "SELECT id, total FROM orders" totals.csv
       flask pgmonkey export-csv orders | head
     """
     if query is not None:

@@ -130,7 +130,7 @@ def import_csv(
       flask pgmonkey import-csv orders orders.csv
       flask pgmonkey import-csv sales.orders orders.csv.gz --create
       flask pgmonkey import-csv orders orders.csv --columns "Order No=id,Remarks="
-      zcat orders.gz | flask pgmonkey import-csv orders - --no-header --config db.yaml
+      zcat orders.gz | flask pgmonkey import-csv orders - --no-header --config database.yaml
     """
     from_stdin = file == "-"
     if from_stdin and save_settings:
