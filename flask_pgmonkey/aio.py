@@ -91,7 +91,7 @@ class BackgroundDatabase(AsyncTransactionalQueries[BackgroundTransaction[Row], R
 
         An exception rolls all of them back. One connection is pinned for the block.
         """
-        block = self._there.begin(isolation_level, read_only)
+        block = self._there._without_callbacks(isolation_level, read_only)
         opened = _opened_by_this_task()
         async with _pinned(block, self._prepare_hop, self._prepare_to_begin) as transaction:
             opened.append(self._there.config.key)

@@ -88,12 +88,12 @@ class PooledAsyncQueries(AsyncTransactionalQueries[AsyncTransaction[Row], Row]):
 
         :param isolation_level: psycopg's, or its SQL words, such as ``"serializable"``.
         """
-        async with self.begin(isolation_level, read_only) as transaction:
+        async with self._without_callbacks(isolation_level, read_only) as transaction:
             yield transaction
         await after_commit.call_and_await_all(transaction._after_commit)
 
     @asynccontextmanager
-    async def begin(
+    async def _without_callbacks(
         self, isolation_level: IsolationLevel | str | None, read_only: bool | None
     ) -> AsyncIterator[AsyncTransaction[Row]]:
         """:meth:`transaction`, whose functions after the commit are the caller's to call."""
