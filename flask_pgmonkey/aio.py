@@ -186,7 +186,7 @@ class _PinnedBlock:
     async def begin(self) -> AsyncTransaction[Any]:
         hopping = self._prepare_hop()
         self._job = submit_to_background(
-            self._hold(), query_timeout=timeout_of_block.get(), hopping=hopping
+            self._hold(), query_timeout=timeout_of_block(), hopping=hopping
         )
         self._job.add_done_callback(self._pass_failure_on)
         try:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Set
 from contextlib import AbstractContextManager, nullcontext, suppress
+from math import inf
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ import psycopg
 
 from .connections.at_exit import before_closing, close_at_exit
 from .connections.query_notes import note_call_site
-from .connections.query_timeout import timeout_of_block
+from .connections.query_timeout import TimeLimit, time_limit, timeout_of_block
 from .connections.watching import Hop, hop
 from .per_process import PerProcess
 
@@ -157,7 +158,7 @@ class _LoopThread:
         # In a context of its own: a request of the submitter must not be seen.
         own = contextvars.Context()
         if query_timeout:
-            own.run(timeout_of_block.set, query_timeout)
+            own.run(time_limit.set, TimeLimit(query_timeout, inf))
         if hopping is not None:
             own.run(hop.set, hopping)
         own.run(self.loop.call_soon_threadsafe, job.start)
@@ -327,7 +328,7 @@ async def await_in_background(
     except BaseException:
         coro.close()
         raise
-    job = submit_to_background(coro, query_timeout=timeout_of_block.get(), hopping=hopping)
+    job = submit_to_background(coro, query_timeout=timeout_of_block(), hopping=hopping)
     try:
         return await asyncio.wrap_future(job)
     except psycopg.Error as error:

@@ -46,7 +46,7 @@ class Retries:
         up.
         """
         pause = uniform(0, min(LONGEST, SHORTEST * 2**self._count))  # noqa: S311 (no secret)
-        if self._count >= self._most or monotonic() + pause >= end_of_block.get():
+        if self._count >= self._most or monotonic() + pause >= end_of_block():
             return None
         self._count += 1
         logger.info(

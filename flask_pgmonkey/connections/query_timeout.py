@@ -31,11 +31,46 @@ LONGEST_SILENCE = 1.0
 WAKE_UP_EVERY = 0.1
 """Seconds after which whoever waits for the server looks at signals and deadlines, as psycopg's."""
 
-timeout_of_block: ContextVar[float] = ContextVar("timeout_of_block", default=0.0)
-"""Seconds a query may run within ``db.timeout()``; 0 outside."""
 
-end_of_block: ContextVar[float] = ContextVar("end_of_block", default=inf)
-"""When the time of the innermost ``db.timeout()`` is up, by ``time.monotonic``."""
+class TimeLimit:
+    """What a ``db.timeout()`` block allows, less where one around it allows less.
+
+    :ivar timeout: seconds for each query.
+    :ivar end: when that time is up for all that is in it, by ``time.monotonic``.
+    :ivar is_over: whether the block has ended. It may have in another thread, which cannot take
+        this out of the context that has it.
+    """
+
+    __slots__ = ("end", "is_over", "outer", "timeout")
+
+    def __init__(self, timeout: float, end: float, outer: TimeLimit | None = None) -> None:
+        self.timeout: float = timeout if outer is None else min(timeout, outer.timeout)
+        self.end: float = end if outer is None else min(end, outer.end)
+        self.is_over: bool = False
+        self.outer: TimeLimit | None = outer
+
+
+time_limit: ContextVar[TimeLimit | None] = ContextVar("time_limit", default=None)
+"""That of the innermost block, which may be over. None is none, for sure."""
+
+
+def _current_limit() -> TimeLimit | None:
+    limit = time_limit.get()
+    while limit is not None and limit.is_over:
+        limit = limit.outer
+    return limit
+
+
+def timeout_of_block() -> float:
+    """Seconds a query may run within ``db.timeout()``; 0 outside."""
+    limit = _current_limit()
+    return 0.0 if limit is None else limit.timeout
+
+
+def end_of_block() -> float:
+    """When the time of the innermost ``db.timeout()`` is up, by ``time.monotonic``."""
+    limit = _current_limit()
+    return inf if limit is None else limit.end
 
 
 class DeadlineError(Exception):
@@ -45,15 +80,14 @@ class DeadlineError(Exception):
 @contextmanager
 def block_with_timeout(timeout: float) -> Iterator[None]:
     """A block in which a query may run for *timeout* seconds, or less where less is set."""
-    outer = timeout_of_block.get()
-    token = timeout_of_block.set(min(timeout, outer) if outer else timeout)
-    token_of_end = end_of_block.set(min(monotonic() + timeout, end_of_block.get()))
+    limit = TimeLimit(timeout, monotonic() + timeout, _current_limit())
+    token = time_limit.set(limit)
     try:
         yield
     finally:
+        limit.is_over = True
         with suppress(ValueError):  # the end of a generator that another thread closes
-            timeout_of_block.reset(token)
-            end_of_block.reset(token_of_end)
+            time_limit.reset(token)
 
 
 def until(deadline: float, gen: Generator[waiting.Wait, int, T]) -> Generator[waiting.Wait, int, T]:
@@ -77,7 +111,8 @@ class QueryLimit:
     """The bound of one query, and its errors.
 
     :param of_connection: in seconds; 0 is none.
-    :param of_block: the same of ``db.timeout()``. One of them is not 0.
+    :param of_block: the same of ``db.timeout()``.
+    :ivar timeout: the smaller of the two; 0 where there is none.
     :param name: what sets that of the connection.
     """
 

@@ -31,6 +31,7 @@ from .query_timeout import (
     WAKE_UP_EVERY,
     DeadlineError,
     QueryLimit,
+    time_limit,
     timeout_of_block,
     until,
 )
@@ -87,9 +88,10 @@ class ServerConnection(BaseServerConnection, psycopg.Connection[Any]):
         if args or kwargs:  # notifies(), which waits as long as its caller wants
             return psycopg.Connection.wait(self, gen, *args, **kwargs)
         try:
-            if self.query_timeout or timeout_of_block.get():
-                limit = QueryLimit(self.query_timeout, timeout_of_block.get(), self.bounded_by)
-                return self._wait_within(limit, gen)
+            if self.query_timeout or time_limit.get() is not None:
+                limit = QueryLimit(self.query_timeout, timeout_of_block(), self.bounded_by)
+                if limit.timeout:
+                    return self._wait_within(limit, gen)
             return waiting.wait(gen, self.pgconn.socket, WAKE_UP_EVERY)
         except INTERRUPTS:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:

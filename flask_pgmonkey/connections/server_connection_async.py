@@ -33,6 +33,7 @@ from .query_timeout import (
     WAKE_UP_EVERY,
     DeadlineError,
     QueryLimit,
+    time_limit,
     timeout_of_block,
     until,
 )
@@ -89,9 +90,10 @@ class AsyncServerConnection(BaseServerConnection, psycopg.AsyncConnection[Any]):
         if args or kwargs:  # notifies(), which waits as long as its caller wants
             return await psycopg.AsyncConnection.wait(self, gen, *args, **kwargs)
         try:
-            if self.query_timeout or timeout_of_block.get():
-                limit = QueryLimit(self.query_timeout, timeout_of_block.get(), self.bounded_by)
-                return await self._wait_within(limit, gen)
+            if self.query_timeout or time_limit.get() is not None:
+                limit = QueryLimit(self.query_timeout, timeout_of_block(), self.bounded_by)
+                if limit.timeout:
+                    return await self._wait_within(limit, gen)
             return await waiting.wait_async(gen, self.pgconn.socket, WAKE_UP_EVERY)
         except INTERRUPTS:
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from math import inf
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -13,6 +15,7 @@ from flask import Flask
 
 from flask_pgmonkey import PGMonkey
 from flask_pgmonkey.connections import borrowed_connections
+from flask_pgmonkey.connections.query_timeout import end_of_block
 from flask_pgmonkey.errors import QueryTimeoutError, ServerSilentError
 
 from ..connections.every_type import within
@@ -87,7 +90,7 @@ def test_other_threads_are_not_concerned(db: PGMonkey[Any], site: Site) -> None:
 
 def test_it_may_end_in_another_thread(db: PGMonkey[Any]) -> None:
     def rows() -> Iterator[int]:
-        with db.timeout(5):
+        with db.timeout(0.2):
             yield from range(2)
 
     generator = rows()
@@ -95,6 +98,12 @@ def test_it_may_end_in_another_thread(db: PGMonkey[Any]) -> None:
     closing = threading.Thread(target=generator.close)  # type: ignore[attr-defined]
     closing.start()
     closing.join()
+    # Here it would hold for ever, for the thread's next requests too.
+    with within(10):
+        assert db.fetch_value("SELECT 1 FROM pg_sleep(0.4)") == 1
+    with db.timeout(60):
+        assert end_of_block() > monotonic() + 50
+    assert end_of_block() == inf
 
 
 def test_async_queries_of_the_block_too(db: PGMonkey[Any]) -> None:
