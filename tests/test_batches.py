@@ -613,8 +613,8 @@ async def test_a_terminated_session_is_an_error_of_that_batch_alone(
         while (
             admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE query LIKE '%pg_sleep(60)%' AND pid <> pg_backend_pid()"
-                " AND wait_event = 'PgSleep'"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND query LIKE '%pg_sleep(60)%' AND wait_event = 'PgSleep'"
             ).rowcount
             != 1
         ):

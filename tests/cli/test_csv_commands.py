@@ -358,7 +358,7 @@ def test_an_export_removes_what_a_killed_one_has_left(
     assert [each.name for each in folder.iterdir()] == ["items.csv"]
     connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%'"
-        " AND pid <> pg_backend_pid()"
+        " AND datname = current_database() AND pid <> pg_backend_pid()"
     )
 
 
