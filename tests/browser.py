@@ -72,6 +72,7 @@ class Browser:
 
     def press(self, key: str, code: int) -> None:
         """Press and release a key."""
+        self.wait_for("document.readyState === 'complete'")  # before that, keys may be lost
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for type_, typed in (("keyDown", text), ("keyUp", "")):
             self._call(

@@ -189,7 +189,9 @@ def test_a_click_shows_the_plan_and_a_key_does_too(watched: Watched, browser: Br
         browser.go(f"{address}queries/{watched.rings.queries[-1].number}")
         browser.run("document.querySelector('form button').click()")
         browser.wait_for("document.querySelector('.plan')?.innerText.includes('Own cost')")
+        browser.wait_for("document.readyState === 'complete'")
         browser.run("document.querySelector('form button[name=analyze]').focus()")
+        browser.wait_for("document.activeElement.name === 'analyze'")
         browser.press(*ENTER)
         browser.wait_for("document.querySelector('.plan')?.innerText.includes('Own ms')")
         assert browser.run("document.querySelectorAll('.plan .bar').length") >= 3
