@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, overload
 
 import psycopg
 from psycopg.rows import Row, scalar_row, tuple_row
@@ -20,13 +21,15 @@ from .rows import instead_of, require_one_row, rows_into, value_into
 
 if TYPE_CHECKING:
     from psycopg.abc import Params, Query
-    from psycopg.rows import RowFactory
+    from psycopg.rows import RowMaker
     from typing_extensions import Self
 
     from .connections.server_connection import ServerConnection
     from .connections.server_connection_async import AsyncServerConnection
 
 T = TypeVar("T")
+AnyRowFactory: TypeAlias = "Callable[[Any], RowMaker[T]]"
+"""One of psycopg's, for cursors of sync or of async code: rows are made where neither waits."""
 
 _NOT_IN_BATCHES = re.compile(
     rb"(?:\s|--[^\n]*\n|/\*(?:[^*]|\*(?!/))*\*/)*"
@@ -42,7 +45,7 @@ class BatchResult(Generic[T]):
     __slots__ = ("_batch", "_made", "_make", "_statement")
 
     def __init__(
-        self, batch: CollectedQueries, statement: Statement, make: Callable[[Any], T]
+        self, batch: CollectedQueries[Any], statement: Statement, make: Callable[[Any], T]
     ) -> None:
         self._batch = batch
         self._statement = statement
@@ -65,8 +68,11 @@ class BatchResult(Generic[T]):
         return self._made[0]
 
 
-class CollectedQueries:
+class CollectedQueries(ABC, Generic[Row]):
     """What the batches of sync and of async code share: what neither blocks nor awaits.
+
+    Each method takes what the one of the same name takes outside a batch. Its parameters are
+    adapted at once.
 
     :ivar state: how far it is, for messages and ``repr``.
     """
@@ -101,6 +107,172 @@ class CollectedQueries:
             " call result() after that"
         )
 
+    @overload
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[T],
+        into: None = None,
+    ) -> BatchResult[T | None]: ...
+    @overload
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> BatchResult[T | None]: ...
+    @overload
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> BatchResult[Row | None]: ...
+    def fetch_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[Any] | None = None,
+        into: type[Any] | None = None,
+    ) -> BatchResult[Any]:
+        """Have the first row fetched, or None if there is none."""
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
+        return self._add(_maker_of_first(into), query, params, factory)
+
+    @overload
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[T],
+        into: None = None,
+    ) -> BatchResult[T]: ...
+    @overload
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> BatchResult[T]: ...
+    @overload
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> BatchResult[Row]: ...
+    def fetch_exactly_one(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[Any] | None = None,
+        into: type[Any] | None = None,
+    ) -> BatchResult[Any]:
+        """Have the row of a result fetched that has one row."""
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
+        return self._add(_maker_of_only(into), query, params, factory)
+
+    @overload
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[T],
+        into: None = None,
+    ) -> BatchResult[list[T]]: ...
+    @overload
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> BatchResult[list[T]]: ...
+    @overload
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> BatchResult[list[Row]]: ...
+    def fetch_all(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[Any] | None = None,
+        into: type[Any] | None = None,
+    ) -> BatchResult[Any]:
+        """Have all rows fetched."""
+        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
+        return self._add(_maker_of_all(into), query, params, factory)
+
+    @overload
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[T],
+        into: None = None,
+    ) -> BatchResult[T | None]: ...
+    @overload
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: type[T],
+    ) -> BatchResult[T | None]: ...
+    @overload
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: None = None,
+        into: None = None,
+    ) -> BatchResult[Any]: ...
+    def fetch_value(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: AnyRowFactory[Any] | None = None,
+        into: type[Any] | None = None,
+    ) -> BatchResult[Any]:
+        """Have the first column of the first row fetched, or None if there is no row."""
+        factory: AnyRowFactory[Any] = (
+            row_factory or scalar_row if into is None else instead_of(row_factory, scalar_row)
+        )
+        return self._add(_maker_of_value(into), query, params, factory)
+
+    def execute(self, query: Query, params: Params | None = None) -> BatchResult[int]:
+        """Have a query run whose rows nobody wants; its result is the number of rows affected."""
+        return self._add(_affected_rows, query, params, None)
+
+    @abstractmethod
+    def _known(self) -> ServerConnection | AsyncServerConnection:
+        """One whose adapters and encoding are those of the one that will be used."""
+
     def _begin(self) -> None:
         if self.state != "not begun":
             raise RuntimeError("a batch is for one block: make another one for the next")
@@ -128,15 +300,15 @@ class CollectedQueries:
 
     def _add(
         self,
-        conn: ServerConnection | AsyncServerConnection,
         make: Callable[[Any], Any],
         query: Query,
         params: Params | None,
         row_factory: Any,
     ) -> BatchResult[Any]:
+        self._require_open()
         if row_factory is not None:
             require_row_factory(row_factory)
-        statement = Statement(conn, query, params, row_factory, call_site(3))
+        statement = Statement(self._known(), query, params, row_factory, call_site(3))
         if found := _NOT_IN_BATCHES.match(statement.text):
             error = _refusal(b" ".join(found[1].upper().split()).decode())
             note_query(error, query)
@@ -155,12 +327,9 @@ class CollectedQueries:
 explain_missing_names(CollectedQueries)
 
 
-class Batch(CollectedQueries, Generic[Row]):
+class Batch(CollectedQueries[Row]):
     """What ``with db.batch() as b:`` gives: takes queries, and sends all of them, all or nothing,
-    in one round trip when the block ends.
-
-    Each method takes what the one of the same name takes outside a batch. Its parameters are
-    adapted at once; an exception in the block sends nothing.
+    in one round trip when the block ends. An exception in the block sends nothing.
 
     :param begin_use: gives a connection to run on, and *end_use* takes it.
     """
@@ -194,178 +363,14 @@ class Batch(CollectedQueries, Generic[Row]):
             finally:
                 self._end_use(conn)
 
-    @overload
-    def fetch_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[T],
-        into: None = None,
-    ) -> BatchResult[T | None]: ...
-    @overload
-    def fetch_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: type[T],
-    ) -> BatchResult[T | None]: ...
-    @overload
-    def fetch_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: None = None,
-    ) -> BatchResult[Row | None]: ...
-    def fetch_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-        into: type[Any] | None = None,
-    ) -> BatchResult[Any]:
-        """Have the first row fetched, or None if there is none."""
-        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
-        return self._add(self._known(), maker_of_first(into), query, params, factory)
-
-    @overload
-    def fetch_exactly_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[T],
-        into: None = None,
-    ) -> BatchResult[T]: ...
-    @overload
-    def fetch_exactly_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: type[T],
-    ) -> BatchResult[T]: ...
-    @overload
-    def fetch_exactly_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: None = None,
-    ) -> BatchResult[Row]: ...
-    def fetch_exactly_one(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-        into: type[Any] | None = None,
-    ) -> BatchResult[Any]:
-        """Have the row of a result fetched that has one row."""
-        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
-        return self._add(self._known(), maker_of_only(into), query, params, factory)
-
-    @overload
-    def fetch_all(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[T],
-        into: None = None,
-    ) -> BatchResult[list[T]]: ...
-    @overload
-    def fetch_all(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: type[T],
-    ) -> BatchResult[list[T]]: ...
-    @overload
-    def fetch_all(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: None = None,
-    ) -> BatchResult[list[Row]]: ...
-    def fetch_all(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-        into: type[Any] | None = None,
-    ) -> BatchResult[Any]:
-        """Have all rows fetched."""
-        factory = row_factory if into is None else instead_of(row_factory, tuple_row)
-        return self._add(self._known(), maker_of_all(into), query, params, factory)
-
-    @overload
-    def fetch_value(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[T],
-        into: None = None,
-    ) -> BatchResult[T | None]: ...
-    @overload
-    def fetch_value(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: type[T],
-    ) -> BatchResult[T | None]: ...
-    @overload
-    def fetch_value(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: None = None,
-        into: None = None,
-    ) -> BatchResult[Any]: ...
-    def fetch_value(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-        into: type[Any] | None = None,
-    ) -> BatchResult[Any]:
-        """Have the first column of the first row fetched, or None if there is no row."""
-        factory: RowFactory[Any] = (
-            row_factory or scalar_row if into is None else instead_of(row_factory, scalar_row)
-        )
-        return self._add(self._known(), maker_of_value(into), query, params, factory)
-
-    def execute(self, query: Query, params: Params | None = None) -> BatchResult[int]:
-        """Have a query run whose rows nobody wants; its result is the number of rows affected."""
-        return self._add(self._known(), affected_rows, query, params, None)
-
     def _known(self) -> ServerConnection:
-        """One whose adapters and encoding are those of the one that will be used."""
-        self._require_open()
         if self._seen is None or self._seen.closed:
             self._seen = self._begin_use()
             self._end_use(self._seen)
         return self._seen
 
 
-def maker_of_all(into: type[Any] | None) -> Callable[[Any], list[Any]]:
+def _maker_of_all(into: type[Any] | None) -> Callable[[Any], list[Any]]:
     """What makes the result of ``fetch_all()`` of a cursor, sync or async."""
 
     def make(cursor: Any) -> list[Any]:
@@ -375,7 +380,7 @@ def maker_of_all(into: type[Any] | None) -> Callable[[Any], list[Any]]:
     return make
 
 
-def maker_of_first(into: type[Any] | None) -> Callable[[Any], Any]:
+def _maker_of_first(into: type[Any] | None) -> Callable[[Any], Any]:
     """What makes the result of ``fetch_one()`` of a cursor."""
 
     def make(cursor: Any) -> Any:
@@ -386,9 +391,9 @@ def maker_of_first(into: type[Any] | None) -> Callable[[Any], Any]:
     return make
 
 
-def maker_of_only(into: type[Any] | None) -> Callable[[Any], Any]:
+def _maker_of_only(into: type[Any] | None) -> Callable[[Any], Any]:
     """What makes the result of ``fetch_exactly_one()`` of a cursor."""
-    make_first = maker_of_first(into)
+    make_first = _maker_of_first(into)
 
     def make(cursor: Any) -> Any:
         _rows(cursor, 0)  # refuses what gives none at all
@@ -398,7 +403,7 @@ def maker_of_only(into: type[Any] | None) -> Callable[[Any], Any]:
     return make
 
 
-def maker_of_value(into: type[Any] | None) -> Callable[[Any], Any]:
+def _maker_of_value(into: type[Any] | None) -> Callable[[Any], Any]:
     """What makes the result of ``fetch_value()`` of a cursor."""
 
     def make(cursor: Any) -> Any:
@@ -409,7 +414,7 @@ def maker_of_value(into: type[Any] | None) -> Callable[[Any], Any]:
     return make
 
 
-def affected_rows(cursor: Any) -> int:
+def _affected_rows(cursor: Any) -> int:
     """The result of ``execute()``."""
     count: int = cursor.rowcount
     return max(0, count)
