@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 
 GAP = 2
@@ -52,10 +51,9 @@ def columns_of(text: str) -> int:
     """How many columns of a terminal *text* takes."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(each) else 1 + (unicodedata.east_asian_width(each) in "WF")
-        for each in text
-    )
+    from rich.cells import cell_len  # what most tables do without
+
+    return cell_len(text)
 
 
 def wrapped(text: str, width: int) -> list[str]:
