@@ -175,11 +175,14 @@ def users() -> Iterator[list[Account | None]]:
         yield [None, None]
         return
     names = [f"pgmonkey{os.getpid()}{letter}" for letter in "ab"]
+    # Root's own folder of programs may be missing, after "su" for example.
+    environment = {**os.environ, "PATH": f"{os.environ['PATH']}{os.pathsep}/usr/sbin"}
+    add = ["useradd", "--no-create-home", "--user-group"]
     for name in names:
-        subprocess.run(["useradd", "--no-create-home", "--user-group", name], check=True)
+        subprocess.run([*add, name], check=True, env=environment)
     yield [Account(pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid) for name in names]
     for name in names:
-        subprocess.run(["userdel", name], check=True)
+        subprocess.run(["userdel", name], check=True, env=environment)
 
 
 @pytest.fixture(scope="module")
